@@ -1,0 +1,70 @@
+"""What the API needs from a member. The real one is a thin adapter over `node.runtime`; tests use a single-member one.
+
+Everything here is called on the event loop's thread. Completion goes through plain callables, called exactly once and
+never from inside the call that passed them: one request costs no task and no future.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from oarlock.errors import RaftError
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """One member as etcd's Cluster.MemberList shows it."""
+
+    id: int
+    name: str
+    peer_urls: tuple[str, ...]
+    client_urls: tuple[str, ...]
+    is_learner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StatusView:
+    """This member's state as Maintenance.Status shows it."""
+
+    leader: int
+    raft_term: int
+    raft_index: int  # commit index
+    raft_applied_index: int
+    is_learner: bool
+    db_size: int
+    db_size_in_use: int
+    errors: tuple[str, ...] = ()
+
+
+class Backend(Protocol):
+    """One member, seen from the API."""
+
+    cluster_id: int
+    member_id: int
+    term: int
+    """The member's current term (read on every response)."""
+
+    @property
+    def kv(self) -> object:
+        """The member's `machines.kv.KvMachine`, for reads only."""
+
+    def propose(self, command: bytes, done: Callable[[object], None]) -> None:
+        """Replicate one command. `done` gets the machine's result, or a `RaftError` instance.
+
+        Raises `Overloaded` at once when the proposal queue is full. Any member may be asked: proposals are forwarded.
+        """
+
+    def read_barrier(self, done: Callable[[RaftError | None], None]) -> None:
+        """Call `done(None)` as soon as a read of this member's machine is linearizable (ReadIndex), or `done(error)`."""
+
+    def members(self) -> Sequence[MemberView]: ...
+
+    def status(self) -> StatusView: ...
+
+    def transfer_leadership(self, target: int, done: Callable[[RaftError | None], None]) -> None:
+        """`done(NotLeader)` when this member does not lead; `done(Rejected("bad_transferee"))` for an unfit target."""
+
+    def flush_soon(self, flush: Callable[[], None]) -> None:
+        """Call `flush` once at the end of the present turn (used to write each connection's answers in one go)."""

@@ -1,0 +1,179 @@
+"""What members say to each other. Every message carries its sender's term; the envelope (`Send`, `MessageReceived`)
+carries who, the frame carries the group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from oarlock.raft.types import Entry, Index, NodeId, SnapshotMeta, Term
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestVote:
+    """A candidate asks for a vote. (Raft 5.2, 5.4.1; diss. 9.6 for `pre_vote`)
+
+    With `pre_vote` the term is the one that the candidate *would* use, and nobody changes state for it. `transfer` is set
+    when the present leader asked for this election: voters then do not protect that leader (diss. 4.2.3, 3.10).
+    """
+
+    term: Term
+    last_log_index: Index
+    last_log_term: Term
+    pre_vote: bool = False
+    transfer: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestVoteReply:
+    """`term` is the request's term when a pre-vote is granted, and the responder's own in every other case."""
+
+    term: Term
+    granted: bool
+    pre_vote: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppendEntries:
+    """Replicate `entries` after `(prev_log_term, prev_log_index)`. (Raft 5.3). Entries are contiguous."""
+
+    term: Term
+    prev_log_index: Index
+    prev_log_term: Term
+    entries: tuple[Entry, ...]
+    commit_index: Index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppendEntriesReply:
+    """`index` is the last index that this very request verified (success), or its `prev_log_index` (refusal).
+
+    A refusal carries in `hint_index` and `hint_term` the follower's best guess of where the logs may agree: its largest
+    index not above `prev_log_index` whose term is not above `prev_log_term`, so that whole terms are skipped.
+    """
+
+    term: Term
+    success: bool
+    index: Index
+    hint_index: Index = 0
+    hint_term: Term = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """Sent on a timer and for reads; never waits for a disk. (Raft 5.2; diss. 6.4)
+
+    `commit_index` is never above what the receiver is known to hold. `round` is the leader's own counter: the echo of a
+    round proves that the leader still led after it began that round. `sent` is the leader's clock in ns, echoed for its
+    lease. `lease` says that this leader may serve reads from a lease, so its followers keep to it strictly.
+    """
+
+    term: Term
+    commit_index: Index
+    round: int
+    sent: int = 0
+    lease: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatReply:
+    term: Term
+    round: int
+    sent: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallSnapshot:
+    """One chunk of a snapshot, at most 1 MiB. (Raft Fig. 13)"""
+
+    term: Term
+    snapshot: SnapshotMeta
+    offset: int
+    data: bytes
+    done: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallSnapshotReply:
+    """`next_offset` is the byte that the receiver wants next; `installed` says that it no longer needs this snapshot."""
+
+    term: Term
+    snapshot_index: Index
+    next_offset: int
+    installed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeoutNow:
+    """The leader asks its successor to begin an election at once. (diss. 3.10)"""
+
+    term: Term
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferLeadership:
+    """A member passes a request to transfer leadership to `target` on to the leader."""
+
+    term: Term
+    target: NodeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadIndex:
+    """A member asks the leader for a read index for all the reads that it has queued. (diss. 6.4)
+
+    `request` is the asker's own counter, never used twice by it.
+    """
+
+    term: Term
+    request: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadIndexReply:
+    """`index` is 0 when the receiver does not lead, or cannot say yet; the asker tries again."""
+
+    term: Term
+    request: int
+    index: Index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Propose:
+    """Proposals that a member passes on to the leader *of this term*; any other leader refuses them. (Raft 8)
+
+    `payload` is one group of commands as the sender encoded it; `request` is the sender's counter, for the refusal.
+    """
+
+    term: Term
+    request: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposeReply:
+    """A refusal (acceptance shows in the log): nothing of `request` was or will be appended. `reason` is a short word:
+    `not_leader`, `overloaded`, `transferring`."""
+
+    term: Term
+    request: int
+    reason: str
+
+
+Message: TypeAlias = (
+    RequestVote
+    | RequestVoteReply
+    | AppendEntries
+    | AppendEntriesReply
+    | Heartbeat
+    | HeartbeatReply
+    | InstallSnapshot
+    | InstallSnapshotReply
+    | TimeoutNow
+    | TransferLeadership
+    | ReadIndex
+    | ReadIndexReply
+    | Propose
+    | ProposeReply
+)
