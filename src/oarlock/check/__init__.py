@@ -1,0 +1,49 @@
+"""Decide from the outside whether what clients saw could have come from one machine that answers one request at a time.
+
+A history (what each client asked, when, and what it was told) goes in, a verdict comes out: linearizable or not, and if
+not, the operations that have no place. Nothing here knows Raft, reads a clock or opens a socket, so the checker shares
+no code with what it checks and works for any store. Public names:
+
+- `Operation`, `UNKNOWN`, `Recorder`: a history, and a thread-safe way to write one down while clients run;
+- `Register`, `KeyValue`: models of a register with compare-and-set and of a store with append; `Model` to write
+  another;
+- `check_linearizable`, `Verdict`, `Violation`: the decision;
+- `parse_jepsen_register`, `parse_kv_history`: two text formats in which histories are published.
+"""
+
+from oarlock.check.history import UNKNOWN, Operation, Recorder, Unknown
+from oarlock.check.linearizability import (
+    CONFIGURATIONS_MAX,
+    CheckTooLarge,
+    Verdict,
+    Violation,
+    check_linearizable,
+)
+from oarlock.check.models import IMPOSSIBLE, Append, Cas, Get, Impossible, KeyValue, Model, Put, Read, Register, Write
+from oarlock.check.parse import MalformedHistory, parse_jepsen_register, parse_kv_history
+
+__all__ = [
+    "CONFIGURATIONS_MAX",
+    "IMPOSSIBLE",
+    "UNKNOWN",
+    "Append",
+    "Cas",
+    "CheckTooLarge",
+    "Get",
+    "Impossible",
+    "KeyValue",
+    "MalformedHistory",
+    "Model",
+    "Operation",
+    "Put",
+    "Read",
+    "Recorder",
+    "Register",
+    "Unknown",
+    "Verdict",
+    "Violation",
+    "Write",
+    "check_linearizable",
+    "parse_jepsen_register",
+    "parse_kv_history",
+]
