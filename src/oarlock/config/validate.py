@@ -1,0 +1,157 @@
+"""What concerns several options at once: etcd's rules, and the values that follow from others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from oarlock.config.load import Loaded
+from oarlock.config.options import (
+    DEFAULT_PEER_URL,
+    ELECTION_PER_HEARTBEAT_MIN,
+    ServerConfig,
+)
+from oarlock.config.values import check_member_name, show_cluster
+from oarlock.errors import ConfigurationError
+
+MEMBERS_MAX = 64  # as in raft.types; a test holds the two together
+QUOTA_BYTES_DEFAULT = 2 << 30
+
+
+def validate(loaded: Loaded) -> ServerConfig:
+    """The configuration with its derived values filled in.
+
+    Raises `ConfigurationError` for the first rule that is broken; the text says how to mend it.
+    """
+    config = _derive(loaded)
+    _check_name(config)
+    _check_timing(loaded, config)
+    _check_urls(loaded, config)
+    _check_cluster(config)
+    _check_tls(config)
+    return config
+
+
+def _derive(loaded: Loaded) -> ServerConfig:
+    config = loaded.config
+    if not config.data_dir:
+        config = replace(config, data_dir=f"{config.name}.oarlock")
+    if not config.initial_cluster:
+        config = replace(config, initial_cluster=((config.name, config.initial_advertise_peer_urls),))
+    if not config.quota_backend_bytes:
+        config = replace(config, quota_backend_bytes=QUOTA_BYTES_DEFAULT)
+    return config
+
+
+def _check_name(config: ServerConfig) -> None:
+    try:
+        check_member_name(config.name)
+    except ValueError as error:
+        raise ConfigurationError(f"name: {error}") from error
+    if not config.initial_cluster_token:
+        raise ConfigurationError("initial-cluster-token must not be empty")
+
+
+def _check_timing(loaded: Loaded, config: ServerConfig) -> None:
+    least = ELECTION_PER_HEARTBEAT_MIN * config.heartbeat_interval
+    if config.election_timeout < least:
+        raise ConfigurationError(
+            f"election-timeout is {config.election_timeout} ms (from {loaded.sources['election_timeout']}), but must "
+            f"be at least {ELECTION_PER_HEARTBEAT_MIN} times heartbeat-interval, which is {config.heartbeat_interval} ms "
+            f"(from {loaded.sources['heartbeat_interval']}): give --election-timeout={least} or more"
+        )
+
+
+def _check_urls(loaded: Loaded, config: ServerConfig) -> None:
+    for name in ("listen_client_urls", "listen_peer_urls", "advertise_client_urls", "initial_advertise_peer_urls"):
+        urls: tuple[str, ...] = getattr(config, name)
+        if not urls:
+            raise ConfigurationError(f"{name.replace('_', '-')} must have at least one URL")
+    if loaded.given("listen_client_urls") and not loaded.given("advertise_client_urls"):
+        raise ConfigurationError(
+            "advertise-client-urls is required when listen-client-urls is given: say at which URL clients reach this "
+            f"member, such as --advertise-client-urls={config.listen_client_urls[0]}"
+        )
+    if (
+        loaded.given("listen_peer_urls")
+        and not loaded.given("initial_advertise_peer_urls")
+        and config.listen_peer_urls != (DEFAULT_PEER_URL,)
+    ):
+        raise ConfigurationError(
+            "initial-advertise-peer-urls is required when listen-peer-urls is given: say at which URL the other "
+            f"members reach this one, such as --initial-advertise-peer-urls={config.listen_peer_urls[0]}"
+        )
+    for name in ("advertise_client_urls", "initial_advertise_peer_urls"):
+        for url in getattr(config, name):
+            parts = urlsplit(url)
+            if parts.port == 0 and name == "initial_advertise_peer_urls":
+                raise ConfigurationError(f"{name.replace('_', '-')}: {url} has port 0; nobody could reach it")
+            if parts.hostname in ("0.0.0.0", "::"):  # noqa: S104 - refused here, not bound
+                raise ConfigurationError(
+                    f"{name.replace('_', '-')}: {url} is an address to listen on, not one that others can reach; "
+                    "give this host's name or address"
+                )
+    taken: dict[tuple[str | None, int], str] = {}
+    for name in ("listen_client_urls", "listen_peer_urls"):
+        for url in getattr(config, name):
+            parts = urlsplit(url)
+            if parts.port and (place := (parts.hostname, parts.port)) in taken:
+                raise ConfigurationError(
+                    f"{taken[place]} and {name.replace('_', '-')} both want {parts.netloc}; each needs its own port"
+                )
+            assert parts.port is not None
+            taken[parts.hostname, parts.port] = name.replace("_", "-")
+    for name in ("listen_client_urls", "listen_peer_urls"):
+        schemes = {urlsplit(url).scheme for url in getattr(config, name)}
+        if len(schemes) > 1:
+            raise ConfigurationError(f"{name.replace('_', '-')} mixes http and https; use one of them")
+
+
+def _check_cluster(config: ServerConfig) -> None:
+    members = dict(config.initial_cluster)
+    if len(members) > MEMBERS_MAX:
+        raise ConfigurationError(f"initial-cluster has {len(members)} members; at most {MEMBERS_MAX} are possible")
+    if config.name not in members:
+        raise ConfigurationError(
+            f"initial-cluster does not contain this member's name {config.name!r}: it has "
+            f"{', '.join(sorted(members))}; set --name to one of them or add "
+            f"{config.name}={config.initial_advertise_peer_urls[0]}"
+        )
+    if sorted(members[config.name]) != sorted(config.initial_advertise_peer_urls):
+        expected = show_cluster(((config.name, config.initial_advertise_peer_urls),))
+        raise ConfigurationError(
+            f"initial-cluster has {show_cluster(((config.name, members[config.name]),))} for this member, but "
+            f"initial-advertise-peer-urls says {expected}: they must be the same"
+        )
+    owners: dict[str, str] = {}
+    for name, urls in config.initial_cluster:
+        for url in urls:
+            if url in owners:
+                raise ConfigurationError(
+                    f"initial-cluster gives {url} to both {owners[url]} and {name}: every member needs its own peer URL"
+                )
+            owners[url] = name
+
+
+def _check_tls(config: ServerConfig) -> None:
+    for prefix, listens, authenticate, authority in (
+        ("", config.listen_client_urls, config.client_cert_auth, config.trusted_ca_file),
+        ("peer-", config.listen_peer_urls, config.peer_client_cert_auth, config.peer_trusted_ca_file),
+    ):
+        cert, key = (config.peer_cert_file, config.peer_key_file) if prefix else (config.cert_file, config.key_file)
+        if bool(cert) != bool(key):
+            have, lack = ("cert", "key") if cert else ("key", "cert")
+            raise ConfigurationError(f"{prefix}{have}-file is given without {prefix}{lack}-file: TLS needs both")
+        secure = urlsplit(listens[0]).scheme == "https"
+        which = "listen-peer-urls" if prefix else "listen-client-urls"
+        if secure and not cert:
+            raise ConfigurationError(f"{which} is https, which needs {prefix}cert-file and {prefix}key-file")
+        if cert and not secure:
+            raise ConfigurationError(
+                f"{prefix}cert-file is given, but {which} is http: write https there, or leave the certificate out"
+            )
+        if authenticate and not authority:
+            name = "peer-client-cert-auth" if prefix else "client-cert-auth"
+            raise ConfigurationError(f"{name} is on, which needs {prefix}trusted-ca-file")
+    if urlsplit(config.listen_peer_urls[0]).scheme != urlsplit(config.initial_advertise_peer_urls[0]).scheme:
+        raise ConfigurationError("listen-peer-urls and initial-advertise-peer-urls must both be http or both be https")
