@@ -57,8 +57,8 @@ def _check_timing(loaded: Loaded, config: ServerConfig) -> None:
     if config.election_timeout < least:
         raise ConfigurationError(
             f"election-timeout is {config.election_timeout} ms (from {loaded.sources['election_timeout']}), but must "
-            f"be at least {ELECTION_PER_HEARTBEAT_MIN} times heartbeat-interval, which is {config.heartbeat_interval} ms "
-            f"(from {loaded.sources['heartbeat_interval']}): give --election-timeout={least} or more"
+            f"be at least {ELECTION_PER_HEARTBEAT_MIN} times heartbeat-interval, which is {config.heartbeat_interval} "
+            f"ms (from {loaded.sources['heartbeat_interval']}): give --election-timeout={least} or more"
         )
 
 
