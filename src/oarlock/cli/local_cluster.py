@@ -58,7 +58,7 @@ class ProgramMissing(ClusterError):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A server with etcd's flag names: its name here, the command that starts it, flags and environment for all members."""
+    """A server with etcd's flag names: its name, the command that starts it, flags and environment for all."""
 
     name: str
     command: tuple[str, ...]
@@ -372,7 +372,7 @@ class LocalCluster:
         raise KeyError(name)
 
     def start(self, *, ready_seconds: float = READY_SECONDS) -> None:
-        """Start every member that is down, wait until all are ready. Raises `ClusterError`; then none is left running."""
+        """Start every member that is down and wait until all are ready. Raises `ClusterError`, and then none runs."""
         try:
             for member in self.members:
                 if not member.running:
