@@ -75,7 +75,8 @@ class Stopped(RaftError):
 
 
 class Rejected(RaftError):
-    """The machine, or the rules of membership, refused: alike on every member. `reason` is a short machine-readable word."""
+    """The machine, or the rules of membership, refused: alike on every member. `reason` is a short machine-readable
+    word."""
 
     outcome = Outcome.EXECUTED
 

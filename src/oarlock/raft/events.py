@@ -26,16 +26,19 @@ class MessageReceived:
 class Proposed:
     """Append one NORMAL entry with this payload, if this member leads; the answer is `Appended` or `ProposalRefused`.
 
-    `token` is the driver's and comes back as it is.
+    `token` is the driver's and comes back as it is. `waiting` are other members at which somebody waits for this entry:
+    they hear of its commit at once, where an idle follower would hear of it with the next message.
     """
 
     token: int
     payload: bytes
+    waiting: tuple[NodeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRequested:
-    """A linearizable read wants an index; the answer is `ReadReady` or `ReadFailed`. One token may stand for many reads."""
+    """A linearizable read wants an index; the answer is `ReadReady` or `ReadFailed`. One token may stand for many
+    reads."""
 
     token: int
 
@@ -86,7 +89,6 @@ class ConfigChangeRequested:
     """Change the configuration, all steps at once (diss. 4.3). The answer is `ConfigChanged` or `ConfigRefused`.
 
     `auto_leave` off: the joint configuration stays until a request with no steps leaves it.
-    `promote_when_ready`: learners among the steps become voters by themselves once they have caught up.
     """
 
     token: int
@@ -112,7 +114,8 @@ class PeerConnected:
 
 @dataclass(frozen=True, slots=True)
 class PeerDown:
-    """Evidence that a peer's process is gone (its host refused a connection). A hint for liveness; safety never needs it."""
+    """Evidence that a peer's process is gone (its host refused a connection). A hint for liveness; safety never needs
+    it."""
 
     peer: NodeId
 
@@ -185,8 +188,9 @@ class Persist:
     """Make this durable, in this order: the snapshot mark, then `hard_state`, then `entries`; only then hand over
     `release` and give back `Persisted(ticket)`. (Raft Fig. 2; diss. 10.2.1)
 
-    Tickets count up by one. A first entry at or below the log's last index cuts the log there. When `snapshot` is set and
-    `reset_log` too, every entry of the log is dropped first. A driver may merge several `Persist` into one fsync, in order.
+    Tickets count up by one. A first entry at or below the log's last index cuts the log there. When `snapshot` is set
+    and `reset_log` too, every entry of the log is dropped first. A driver may merge several `Persist` into one fsync,
+    in order.
     """
 
     ticket: int
@@ -264,7 +268,11 @@ class TransferDone:
 
 @dataclass(frozen=True, slots=True)
 class StartSnapshot:
-    """Somebody needs a snapshot file at or above `index`: capture the machine and write one; give back `SnapshotWritten`."""
+    """Somebody needs a snapshot file at or above `index`: capture the machine and write one; give back
+    `SnapshotWritten`.
+
+    It is asked for once: a driver that fails to write it (a full disk) tries again by itself.
+    """
 
     index: Index
 

@@ -14,8 +14,8 @@ from oarlock.raft.types import Entry, Index, NodeId, SnapshotMeta, Term
 class RequestVote:
     """A candidate asks for a vote. (Raft 5.2, 5.4.1; diss. 9.6 for `pre_vote`)
 
-    With `pre_vote` the term is the one that the candidate *would* use, and nobody changes state for it. `transfer` is set
-    when the present leader asked for this election: voters then do not protect that leader (diss. 4.2.3, 3.10).
+    With `pre_vote` the term is the one that the candidate *would* use, and nobody changes state for it. `transfer` is
+    set when the present leader asked for this election: voters then do not protect that leader (diss. 4.2.3, 3.10).
     """
 
     term: Term
@@ -96,7 +96,8 @@ class InstallSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallSnapshotReply:
-    """`next_offset` is the byte that the receiver wants next; `installed` says that it no longer needs this snapshot."""
+    """`next_offset` is the byte that the receiver wants next; `installed` says that it no longer needs this
+    snapshot."""
 
     term: Term
     snapshot_index: Index

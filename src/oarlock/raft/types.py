@@ -48,7 +48,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class HardState:
-    """What must be durable before a message that depends on it leaves (Raft Fig. 2). `commit` may lag behind the truth."""
+    """What must be durable before a message that depends on it leaves (Raft Fig. 2). `commit` may lag behind the
+    truth."""
 
     term: Term = 0
     vote: NodeId = NOBODY
@@ -69,7 +70,8 @@ class MemberInfo:
 
     `priority` 0 never campaigns by itself; among others a higher one campaigns earlier. `incarnation` identifies the
     member's disk (0: not known yet): a member whose disk was wiped comes back with another one and is not heard.
-    `context` is the application's (names and addresses), at most 4 KiB.
+    `context` is the application's (names and addresses), at most 4 KiB. `promote_when_ready`: a learner that becomes a
+    voter by itself once it has caught up.
     """
 
     id: NodeId
@@ -77,16 +79,17 @@ class MemberInfo:
     priority: int = 1
     incarnation: int = 0
     context: bytes = b""
+    promote_when_ready: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """Who takes part. (diss. 4)
 
-    `members` is sorted by id and holds everybody with the role of the *incoming* configuration, and also members that are
-    only in the outgoing one (they are in `outgoing` and in no other set). `outgoing` is empty unless the configuration is
-    joint: then an election or a commit needs a majority of `voters` *and* of `outgoing`. `removed` are ids that may never
-    come back.
+    `members` is sorted by id and holds everybody with the role of the *incoming* configuration, and also members that
+    are only in the outgoing one (they are in `outgoing` and in no other set). `outgoing` is empty unless the
+    configuration is joint: then an election or a commit needs a majority of `voters` *and* of `outgoing`. `removed`
+    are ids that may never come back.
     """
 
     members: tuple[MemberInfo, ...] = ()
@@ -142,7 +145,14 @@ def encode_configuration(configuration: Configuration) -> bytes:
     document = {
         "format": CONFIGURATION_FORMAT,
         "members": [
-            [m.id, int(m.role), m.priority, m.incarnation, base64.b64encode(m.context).decode("ascii")]
+            [
+                m.id,
+                int(m.role),
+                m.priority,
+                m.incarnation,
+                base64.b64encode(m.context).decode("ascii"),
+                m.promote_when_ready,
+            ]
             for m in configuration.members
         ],
         "voters": sorted(configuration.voters),
@@ -158,13 +168,19 @@ def decode_configuration(data: bytes) -> Configuration:
     try:
         document = json.loads(data)
         if document["format"] != CONFIGURATION_FORMAT:
-            raise ValueError(f"configuration format {document['format']} is not known (this version writes {CONFIGURATION_FORMAT})")
+            raise ValueError(
+                f"configuration format {document['format']} is not known (this version writes {CONFIGURATION_FORMAT})"
+            )
         members = tuple(
             MemberInfo(
-                id=_u64(i), role=MemberRole(role), priority=_u64(priority), incarnation=_u64(incarnation),
+                id=_u64(i),
+                role=MemberRole(role),
+                priority=_u64(priority),
+                incarnation=_u64(incarnation),
                 context=base64.b64decode(context, validate=True),
+                promote_when_ready=bool(promote),
             )
-            for i, role, priority, incarnation, context in document["members"]
+            for i, role, priority, incarnation, context, promote in document["members"]
         )
         configuration = Configuration(
             members=members,
