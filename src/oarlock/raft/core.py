@@ -1130,7 +1130,8 @@ class Raft:
         if not message.success:
             retry, _ = self.log.hint(message.hint_index, message.hint_term)
             progress.record_refusal(message.index, retry)
-            if progress.record_match(message.index):
+            return
+        if progress.record_match(message.index):
             if progress.state is ProgressState.PROBE or (
                 progress.state is ProgressState.SNAPSHOT and progress.match_index >= self.log.snapshot_index
             ):
