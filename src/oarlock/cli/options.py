@@ -70,7 +70,7 @@ def _normalise(args: list[str], known: set[str], context: click.Context) -> list
             break
         if argument.startswith("-") and len(argument) > 2 and not _is_value(args, position, booleans):
             name, equals, value = argument.lstrip("-").partition("=")
-            if f"--{name}" not in known:
+            if f"--{name}" not in known and not context.resilient_parsing:  # resilient: a shell completes half a line
                 near = nearest(f"--{name}", known - {"-h"})
                 raise click.UsageError(f"unknown flag --{name}{near}", ctx=context)
             argument = f"--{name}{equals}{value}"
