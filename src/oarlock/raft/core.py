@@ -16,6 +16,7 @@ from typing import Protocol, assert_never
 
 from oarlock.raft import membership, quorum
 from oarlock.raft.config import RaftConfig
+from oarlock.raft.durability import Durability
 from oarlock.raft.events import (
     Appended,
     Applied,
@@ -34,7 +35,6 @@ from oarlock.raft.events import (
     MessageReceived,
     PeerConnected,
     PeerDown,
-    Persist,
     Persisted,
     ProposalRefused,
     Proposed,
@@ -42,7 +42,6 @@ from oarlock.raft.events import (
     ReadReady,
     ReadRequested,
     ReleaseLog,
-    Restore,
     Restored,
     Send,
     SendSnapshot,
@@ -73,6 +72,7 @@ from oarlock.raft.messages import (
 )
 from oarlock.raft.progress import Progress, ProgressState
 from oarlock.raft.quorum import VoteResult
+from oarlock.raft.reads import ReadQueue
 from oarlock.raft.roles import Candidate, Follower, Leader, PreCandidate, Read, Role, Transfer
 from oarlock.raft.status import PeerStatus, RaftStatus
 from oarlock.raft.trace import TRACES_MAX, Trace, entry_name, node_name
@@ -102,19 +102,6 @@ class Rng(Protocol):
     """The part of `random.Random` that is used: a seeded one is given by the driver."""
 
     def randrange(self, stop: int, /) -> int: ...
-
-
-class _InFlight:
-    """A `Persist` whose fsync has not returned. `last_index` falls when the entries it holds are cut away meanwhile, so
-    that its completion never vouches for entries that took their place."""
-
-    __slots__ = ("hard_state", "last_index", "restore", "ticket")
-
-    def __init__(self, ticket: int, hard_state: HardState, last_index: Index, restore: SnapshotMeta | None) -> None:
-        self.ticket = ticket
-        self.hard_state = hard_state
-        self.last_index = last_index
-        self.restore = restore
 
 
 class _TransferWatch:
@@ -181,32 +168,18 @@ class Raft:
 
         # Configurations in the log, oldest first; the last one is in force, committed or not (diss. 4.1).
         first = snapshot.configuration if snapshot.index else initial
-        self._configurations: list[tuple[Index, Configuration]] = [(snapshot.index, first)]
+        self._configurations = membership.ConfigurationHistory(snapshot.index, first)
         for entry in kept:
             if entry.kind == EntryKind.CONFIG and entry.index > snapshot.index:
-                self._configurations.append((entry.index, decode_configuration(entry.payload)))
+                self._configurations.append(entry.index, decode_configuration(entry.payload))
 
-        self._ticket = 0
-        self._inflight: deque[_InFlight] = deque()
-        self._saved = hard_state  # as last handed out in a Persist
-        self._durable = hard_state  # as the disk is known to hold it
-        self._unsaved_from = self.log.last_index + 1  # entries from here on have not been handed out
-        self._release: list[Send] = []  # for the next Persist
-        self._deferred: deque[tuple[int, Send]] = (
-            deque()
-        )  # (ticket, message): nothing new to write, but not durable yet
-        self._mark: SnapshotMeta | None = None  # for the next Persist
-        self._reset_log = False
+        self._durability = Durability(self.log, hard_state)
         self._restore: SnapshotMeta | None = None  # the machine is behind the log until this is restored
-        self._pending_releases: deque[tuple[int, Index]] = deque()  # (ticket, index) for ReleaseLog
         self.snapshot: SnapshotMeta | None = snapshot if snapshot.has_file else None  # the newest one with a file
         self._snapshot_started = False
 
         self._uncommitted_bytes = 0
-        self._reads: list[int] = []  # local reads not yet passed to a leader
-        self._reads_asked: tuple[int, list[int], int] | None = None  # (request, tokens, when) at the leader
-        self._reads_since = now
-        self._read_request = 0
+        self._reads = ReadQueue(config.reads_pending_max, now)
         self._config_waits: list[tuple[int, Index]] = []
         self._transfer_watch: _TransferWatch | None = None
         self._connected: dict[NodeId, int] = {}  # incarnations as handshakes showed them
@@ -250,25 +223,19 @@ class Raft:
     @property
     def configuration(self) -> Configuration:
         """The configuration in force: the latest in the log."""
-        return self._configurations[-1][1]
+        return self._configurations.current
 
     @property
     def configuration_index(self) -> Index:
-        return self._configurations[-1][0]
+        return self._configurations.current_index
 
     @property
     def committed_configuration(self) -> Configuration:
-        for index, configuration in reversed(self._configurations):
-            if index <= self.log.commit_index:
-                return configuration
-        return self._configurations[0][1]
+        return self._configurations.at(self.log.commit_index)
 
     def configuration_at(self, index: Index) -> Configuration:
         """The configuration that a snapshot at `index` must carry."""
-        for at, configuration in reversed(self._configurations):
-            if at <= index:
-                return configuration
-        raise AssertionError(f"no configuration is known at or below {index}")
+        return self._configurations.at(index)
 
     def snapshot_meta(self, index: Index) -> SnapshotMeta:
         """The identity of a snapshot at `index`, which must be applied: the entry's own term, its own configuration."""
@@ -298,8 +265,6 @@ class Raft:
             transfer = role.transfer.target if role.transfer else NOBODY
             lease = self._lease_until(role)
             reads += len(role.reads_waiting) + len(role.reads_round)
-        if self._reads_asked:
-            reads += len(self._reads_asked[1])
         return RaftStatus(
             id=self.id,
             role=self._role_name(),
@@ -358,13 +323,11 @@ class Raft:
         self.log.validate()
         assert self._apply_sent <= self.log.commit_index
         assert self._uncommitted_bytes >= 0
-        indexes = [index for index, _ in self._configurations]
-        assert indexes == sorted(set(indexes)), f"configurations out of order: {indexes}"
-        assert indexes[-1] <= self.log.last_index
+        assert self._configurations.current_index <= self.log.last_index
         role = self.role
         if isinstance(role, Leader):
             assert self.leader_id == self.id
-            assert self._durable.term == self.current_term, "leads in a term that is not durable"
+            assert self._durability.durable.term == self.current_term, "leads in a term that is not durable"
             for node, progress in role.progress.items():
                 assert progress.match_index < progress.next_index, f"{node}: next is not above match"
                 assert progress.match_index <= self.log.last_index, f"{node} matches beyond our log"
@@ -436,10 +399,11 @@ class Raft:
             self._advance_configuration(role)
             self._start_read_round(role)
             self._replicate(role)
-        elif self._reads:
-            self._ask_for_read_index()
+        elif self._reads.wants_to_ask and self.leader_id != NOBODY:
+            request = self._reads.ask(self._now)
+            self._send(self.leader_id, ReadIndex(term=self.current_term, request=request))
         self._emit_apply()
-        self._emit_persist()
+        self._durability.emit(self._effects, self._hard_state())
 
     # ------------------------------------------------------------------ sending
 
@@ -448,74 +412,19 @@ class Raft:
 
     def _send_durable(self, to: NodeId, message: Message, index: Index = 0) -> None:
         """Send once term and vote, and the log up to `index`, are durable; at once if they are. (Raft Fig. 2)"""
-        durable = self._durable
-        if durable.term == self.current_term and durable.vote == self.voted_for and index <= self.log.stable_index:
-            self._send(to, message)
-        else:
-            self._release.append(Send(to, message))
+        self._durability.send_when_durable(self._effects, Send(to, message), self._hard_state(), index)
 
-    def _emit_persist(self) -> None:
-        hard_state = HardState(self.current_term, self.voted_for, self.log.commit_index)
-        saved = self._saved
-        entries: tuple[Entry, ...] = ()
-        if self._unsaved_from <= self.log.last_index:
-            entries = self.log.slice(self._unsaved_from, self.log.last_index, NEVER)
-        dirty = hard_state.term != saved.term or hard_state.vote != saved.vote
-        if not (dirty or entries or self._mark or self._reset_log):
-            if self._release:
-                self._defer_release()
-            return
-        self._ticket += 1
-        # The commit index rides along unsynced on its own account: it only ever spares work after a restart.
-        write_hard_state = hard_state if dirty or hard_state.commit != saved.commit else None
-        self._effects.append(
-            Persist(
-                ticket=self._ticket,
-                hard_state=write_hard_state,
-                entries=entries,
-                snapshot=self._mark,
-                reset_log=self._reset_log,
-                release=tuple(self._release),
-            )
-        )
-        restore = self._mark if self._reset_log else None
-        self._inflight.append(_InFlight(self._ticket, hard_state, self.log.last_index, restore))
-        self._saved = hard_state
-        self._unsaved_from = self.log.last_index + 1
-        self._release = []
-        self._mark = None
-        self._reset_log = False
-
-    def _defer_release(self) -> None:
-        """Messages that wait for a write already under way, or for none."""
-        if self._inflight:
-            ticket = self._inflight[-1].ticket
-            self._deferred.extend((ticket, send) for send in self._release)
-        else:
-            self._effects.extend(self._release)
-        self._release = []
+    def _hard_state(self) -> HardState:
+        return HardState(self.current_term, self.voted_for, self.log.commit_index)
 
     def _persisted(self, ticket: int) -> None:
-        while self._inflight and self._inflight[0].ticket <= ticket:
-            done = self._inflight.popleft()
-            self._durable = done.hard_state
-            self.log.stable_index = max(self.log.stable_index, done.last_index)
-            if done.restore is not None and done.restore is self._restore:
-                self._effects.append(Restore(done.restore))
-        while self._deferred and self._deferred[0][0] <= ticket:
-            self._effects.append(self._deferred.popleft()[1])
-        while self._pending_releases and self._pending_releases[0][0] <= ticket:
-            self._effects.append(ReleaseLog(self._pending_releases.popleft()[1]))
+        self._durability.persisted(self._effects, ticket, self._restore)
         role = self.role
-        if isinstance(role, Candidate) and self._durable.term == self.current_term and self.id not in role.votes:
-            assert self._durable.vote == self.id, "a candidate's durable vote is not for itself"
+        durable = self._durability.durable
+        if isinstance(role, Candidate) and durable.term == self.current_term and self.id not in role.votes:
+            assert durable.vote == self.id, "a candidate's durable vote is not for itself"
             role.votes[self.id] = True
             self._count_votes(role)
-
-    def _cut_inflight(self, index: Index) -> None:
-        """Entries from `index` on are gone from the log: no write under way vouches for that range any more."""
-        for flight in self._inflight:
-            flight.last_index = min(flight.last_index, index - 1)
 
     def _emit_apply(self) -> None:
         log = self.log
@@ -545,10 +454,9 @@ class Raft:
                 deadline = min(deadline, role.transfer.deadline)
         else:
             deadline = self._election_at if self._campaigns_by_itself() else NEVER
-            if self._reads_asked is not None:
-                deadline = min(deadline, self._reads_asked[2] + self.config.heartbeat_interval_ns)
-            if self._reads or self._reads_asked is not None:
-                deadline = min(deadline, self._reads_since + 2 * self.config.election_timeout_ns)
+            retry_at = self._reads.retry_at(self.config.heartbeat_interval_ns)
+            give_up_at = self._reads.give_up_at(2 * self.config.election_timeout_ns)
+            deadline = min(deadline, retry_at or NEVER, give_up_at or NEVER)
         if self._transfer_watch is not None:
             deadline = min(deadline, self._transfer_watch.deadline)
         return deadline
@@ -561,15 +469,12 @@ class Raft:
         else:
             if now >= self._election_at and self._campaigns_by_itself():
                 self._campaign(pre_vote=self.config.pre_vote)
-            asked = self._reads_asked
-            if asked is not None and now >= asked[2] + self.config.heartbeat_interval_ns:
-                # Lost, or the leader is. Ask again, under a new request number: an answer to an old one may rest on
-                # heartbeats that began before the leader was deposed (etcd issue 20418).
-                self._reads = asked[1] + self._reads
-                self._reads_asked = None
-            waited = 2 * self.config.election_timeout_ns
-            if (self._reads or self._reads_asked is not None) and now >= self._reads_since + waited:
-                self._fail_reads("no_leader")
+            retry_at = self._reads.retry_at(self.config.heartbeat_interval_ns)
+            if retry_at is not None and now >= retry_at:
+                self._reads.unask()
+            give_up_at = self._reads.give_up_at(2 * self.config.election_timeout_ns)
+            if give_up_at is not None and now >= give_up_at:
+                self._effects.extend(ReadFailed(token, "no_leader") for token in self._reads.take_all())
         watch = self._transfer_watch
         if watch is not None and now >= watch.deadline:
             self._end_transfer_watch("timeout")
@@ -754,9 +659,7 @@ class Raft:
             self._leader_uses_lease = False
             if leader != NOBODY:
                 self._check_transfer_watch(leader)
-                if self._reads_asked is not None:  # asked of somebody else
-                    self._reads = self._reads_asked[1] + self._reads
-                    self._reads_asked = None
+                self._reads.unask()  # they were asked of somebody else
 
     def _leave_leadership(self, role: Leader) -> None:
         self.leader_id = NOBODY
@@ -789,11 +692,7 @@ class Raft:
         self._sync_progress(role)
         self._append(EntryKind.NOOP, b"")
         self._check_transfer_watch(self.id)
-        if self._reads_asked is not None:
-            self._reads = self._reads_asked[1] + self._reads
-            self._reads_asked = None
-        role.reads_waiting = [Read(NOBODY, token) for token in self._reads]
-        self._reads = []
+        role.reads_waiting = [Read(NOBODY, token) for token in self._reads.take_all()]
 
     # ------------------------------------------------------------------ messages
 
@@ -942,7 +841,8 @@ class Raft:
             for entry in news:
                 log.append(entry)
             if configurations:
-                self._configurations.extend(configurations)
+                for index, configuration in configurations:
+                    self._configurations.append(index, configuration)
                 self._configuration_in_force()
         self._follow_commit(min(message.commit_index, verified))
         self._send_durable(sender, AppendEntriesReply(term=self.current_term, success=True, index=verified), verified)
@@ -976,13 +876,8 @@ class Raft:
         4.1)"""
         self._trace("truncated", ("from", entry_name(self.log.term(index) or 0, index)), ("last", self.log.last_index))
         self.log.truncate_from(index)
-        self._cut_inflight(index)
-        self._unsaved_from = min(self._unsaved_from, index)
-        reverted = False
-        while self._configurations[-1][0] >= index:
-            self._configurations.pop()
-            reverted = True
-        if reverted:
+        self._durability.cut(index)
+        if self._configurations.truncate_from(index):
             self._configuration_in_force()
 
     def _follow_commit(self, index: Index) -> None:
@@ -1211,26 +1106,8 @@ class Raft:
         self._queue_read(token)
 
     def _queue_read(self, token: int) -> None:
-        if len(self._reads) >= self.config.reads_pending_max:
+        if not self._reads.add(token, self._now):
             self._effects.append(ReadFailed(token, "overloaded"))
-            return
-        if not self._reads and self._reads_asked is None:
-            self._reads_since = self._now
-        self._reads.append(token)
-
-    def _fail_reads(self, reason: str) -> None:
-        tokens = (self._reads_asked[1] if self._reads_asked is not None else []) + self._reads
-        self._reads, self._reads_asked = [], None
-        self._effects.extend(ReadFailed(token, reason) for token in tokens)
-
-    def _ask_for_read_index(self) -> None:
-        """Pass every read queued here to the leader as one request; one request is under way at a time. (diss. 6.4)"""
-        if self.leader_id == NOBODY or self._reads_asked is not None:
-            return
-        self._read_request += 1
-        self._reads_asked = (self._read_request, self._reads, self._now)
-        self._reads = []
-        self._send(self.leader_id, ReadIndex(term=self.current_term, request=self._read_request))
 
     def _read_index_asked(self, sender: NodeId, message: ReadIndex) -> None:
         role = self.role
@@ -1242,14 +1119,8 @@ class Raft:
             role.reads_waiting.append(Read(sender, message.request))
 
     def _read_index_answered(self, message: ReadIndexReply) -> None:
-        asked = self._reads_asked
-        if asked is None or asked[0] != message.request:
-            return  # late: those reads were asked for again under another number
-        if message.index == 0:
-            return  # not now; the timer asks again
-        self._reads_asked = None
-        self._effects.extend(ReadReady(token, message.index) for token in asked[1])
-        self._reads_since = self._now
+        tokens = self._reads.answered(message.request, message.index, self._now)
+        self._effects.extend(ReadReady(token, message.index) for token in tokens)
 
     def _committed_in_term(self) -> bool:
         """Whether an entry of this term is committed: only then is the commit index known to be current (Raft 8)."""
@@ -1511,7 +1382,7 @@ class Raft:
 
     def _append_configuration(self, role: Leader, configuration: Configuration, token: int | None) -> None:
         index = self._append(EntryKind.CONFIG, encode_configuration(configuration))
-        self._configurations.append((index, configuration))
+        self._configurations.append(index, configuration)
         if token is not None:
             self._config_waits.append((token, index))
         self._configuration_in_force()
@@ -1564,7 +1435,7 @@ class Raft:
         if configuration.joint:
             if configuration.auto_leave:
                 self._append_configuration(role, membership.left(configuration), None)
-                joint_index = self._configurations[-2][0]
+                joint_index = self._configurations.previous_index
                 left_index = self.configuration_index
                 self._config_waits = [(t, left_index if i == joint_index else i) for t, i in self._config_waits]
             return
@@ -1614,7 +1485,7 @@ class Raft:
     def _continue_snapshot(self, node: NodeId, progress: Progress, offset: int) -> None:
         if self._is_witness(node):
             # A witness has no state: the identity of the snapshot is all it needs.
-            base = max(self.log.snapshot_index, self._configurations[0][0])
+            base = max(self.log.snapshot_index, self._configurations.first_index)
             term = self.log.term(base)
             assert term is not None and base <= self.log.commit_index
             meta = SnapshotMeta(index=base, term=term, configuration=self.configuration_at(base))
@@ -1680,14 +1551,14 @@ class Raft:
                 if progress.state is ProgressState.SNAPSHOT and progress.snapshot_offset < 0:
                     self._continue_snapshot(node, progress, 0)
         if snapshot.index > log.snapshot_index:
-            if self._mark is None or snapshot.index > self._mark.index:
-                self._mark = snapshot
             base = self._compaction_base(snapshot.index)
             if base > log.snapshot_index:
                 log.compact_to(base)
-                self._forget_configurations(snapshot.index)
+                self._configurations.forget_below(base)
                 self._trace("compacted", ("to", base), ("snapshot", snapshot.index))
-                self._pending_releases.append((self._ticket + 1, base))
+                self._durability.mark_snapshot(snapshot, release_to=base)
+            else:
+                self._durability.mark_snapshot(snapshot, release_to=None)
 
     def _compaction_base(self, index: Index) -> Index:
         """How much of the log to keep behind a snapshot at `index`: a tail, and what a snapshot under way will need
@@ -1706,14 +1577,6 @@ class Raft:
                 if progress.state is ProgressState.SNAPSHOT and alive:
                     base = min(base, max(progress.snapshot_index, log.snapshot_index))
         return max(log.snapshot_index, min(base, log.stable_index))
-
-    def _forget_configurations(self, index: Index) -> None:
-        """Only the newest configuration at or below `index` and those after it can be asked for again."""
-        keep = 0
-        for position, (at, _) in enumerate(self._configurations):
-            if at <= min(index, self.log.snapshot_index):
-                keep = position
-        del self._configurations[:keep]
 
     # ------------------------------------------------------------------ snapshots, the follower's side
 
@@ -1765,13 +1628,10 @@ class Raft:
         """The snapshot's file is durable: it takes the place of the log; the machine follows once that is durable
         too."""
         self._trace("snapshot_installed", ("snapshot", entry_name(meta.term, meta.index)))
-        self._cut_inflight(1)
         self.log.reset_to(meta.index, meta.term)
-        self._configurations = [(meta.index, meta.configuration)]
+        self._durability.replace_log(meta)
+        self._configurations.reset(meta.index, meta.configuration)
         self._apply_sent = meta.index
-        self._unsaved_from = meta.index + 1
-        self._mark = meta
-        self._reset_log = True
         if meta.has_file:
             self.snapshot = meta
             self._restore = meta
@@ -1794,7 +1654,7 @@ class Raft:
         if self._halted:
             return
         self._emit_apply()
-        self._emit_persist()
+        self._durability.emit(self._effects, self._hard_state())
         self._halted = True
         self._trace("halted", ("reason", reason))
         self._effects.append(Halt(reason))

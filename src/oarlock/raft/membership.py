@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from oarlock.raft.events import ChangeKind, ConfigChange
-from oarlock.raft.types import MEMBERS_MAX, NOBODY, Configuration, MemberInfo, MemberRole, NodeId
+from oarlock.raft.types import MEMBERS_MAX, NOBODY, Configuration, Index, MemberInfo, MemberRole, NodeId
 
 _ROLES = {
     ChangeKind.ADD_VOTER: MemberRole.VOTER,
@@ -102,3 +102,60 @@ def promotions(before: Configuration, changes: Sequence[ConfigChange]) -> tuple[
     """Learners that these changes would make voters: each must have caught up first (diss. 4.2.1)."""
     learners = before.learners
     return tuple(c.member.id for c in changes if c.kind is ChangeKind.ADD_VOTER and c.member.id in learners)
+
+
+class ConfigurationHistory:
+    """The configurations in the log, oldest first, each with its index. The last one is in force from the moment it is
+    in the log, committed or not (diss. 4.1); one that is cut away gives way to the one before it."""
+
+    __slots__ = ("_history",)
+
+    def __init__(self, index: Index, configuration: Configuration) -> None:
+        self._history = [(index, configuration)]
+
+    @property
+    def current(self) -> Configuration:
+        return self._history[-1][1]
+
+    @property
+    def current_index(self) -> Index:
+        return self._history[-1][0]
+
+    @property
+    def first_index(self) -> Index:
+        """The lowest index at which the configuration is known."""
+        return self._history[0][0]
+
+    @property
+    def previous_index(self) -> Index:
+        return self._history[-2][0]
+
+    def at(self, index: Index) -> Configuration:
+        """The configuration that was in force at `index`, at least `first_index`."""
+        for position, configuration in reversed(self._history):
+            if position <= index:
+                return configuration
+        raise AssertionError(f"no configuration is known at {index}; the first one is at {self.first_index}")
+
+    def append(self, index: Index, configuration: Configuration) -> None:
+        assert index > self.current_index, f"configuration at {index} after {self.current_index}"
+        self._history.append((index, configuration))
+
+    def truncate_from(self, index: Index) -> bool:
+        """Drop configurations at or after `index`. Returns whether the one in force changed."""
+        count = len(self._history)
+        while self._history[-1][0] >= index:
+            assert len(self._history) > 1, f"a cut at {index} would leave no configuration"
+            self._history.pop()
+        return len(self._history) != count
+
+    def forget_below(self, index: Index) -> None:
+        """Keep the newest one at or below `index` and those after it: nothing older can be asked for again."""
+        keep = 0
+        for position, (at, _) in enumerate(self._history):
+            if at <= index:
+                keep = position
+        del self._history[:keep]
+
+    def reset(self, index: Index, configuration: Configuration) -> None:
+        self._history = [(index, configuration)]

@@ -1,0 +1,80 @@
+"""Reads that a member wants and cannot answer by itself: queued, and asked of the leader in one request at a time.
+
+The leader's own side, rounds and leases, is in `core`. (diss. 6.4)
+"""
+
+from __future__ import annotations
+
+from oarlock.raft.types import Index
+
+
+class ReadQueue:
+    """Read tokens of this member while it does not lead. Times are the driver's clock in ns."""
+
+    __slots__ = ("_asked_at", "_asked_tokens", "_limit", "_request", "_since", "_waiting", "asked_request")
+
+    def __init__(self, limit: int, now: int) -> None:
+        self._limit = limit
+        self._waiting: list[int] = []
+        self._asked_tokens: list[int] = []
+        self._asked_at = now
+        self._since = now
+        self._request = 0
+        self.asked_request = 0  # 0: nothing is under way
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._asked_tokens)
+
+    def add(self, token: int, now: int) -> bool:
+        """Queue one read. False if `reads_pending_max` are waiting already."""
+        if len(self._waiting) >= self._limit:
+            return False
+        if not len(self):
+            self._since = now
+        self._waiting.append(token)
+        return True
+
+    @property
+    def wants_to_ask(self) -> bool:
+        return bool(self._waiting) and not self.asked_request
+
+    def ask(self, now: int) -> int:
+        """All waiting reads go under one new request number, never used before, which is returned."""
+        self._request += 1
+        self.asked_request = self._request
+        self._asked_tokens, self._waiting = self._waiting, []
+        self._asked_at = now
+        return self._request
+
+    def unask(self) -> None:
+        """The request may be lost, or its leader is: the reads wait again.
+
+        They will be asked for under another number: an answer to the old one may rest on heartbeats that began before
+        the leader was deposed (etcd issue 20418).
+        """
+        self._waiting = self._asked_tokens + self._waiting
+        self._asked_tokens = []
+        self.asked_request = 0
+
+    def answered(self, request: int, index: Index, now: int) -> list[int]:
+        """The tokens that a reply answers: none if it is late, or if the leader could not say (`index` 0)."""
+        if not self.asked_request or request != self.asked_request or index == 0:
+            return []
+        tokens, self._asked_tokens = self._asked_tokens, []
+        self.asked_request = 0
+        self._since = now
+        return tokens
+
+    def take_all(self) -> list[int]:
+        tokens = self._asked_tokens + self._waiting
+        self._asked_tokens, self._waiting = [], []
+        self.asked_request = 0
+        return tokens
+
+    def retry_at(self, interval: int) -> int | None:
+        """When an unanswered request is asked again; None if nothing is under way."""
+        return self._asked_at + interval if self.asked_request else None
+
+    def give_up_at(self, patience: int) -> int | None:
+        """When the oldest read has waited for `patience`; None if there is none."""
+        return self._since + patience if len(self) else None
