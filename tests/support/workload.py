@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
-
-from oarlock.check import Cas, Operation, Read, Recorder, Swap, Write
 from tests.support.clusters import ClusterError
 from tests.support.etcd_wire import EtcdClient, never_sent
+
+from oarlock.check import Cas, Operation, Read, Recorder, Swap, Write
 
 SHARED_KEYS = 16
 CALL_SECONDS = 3.0
@@ -181,7 +181,7 @@ class Workload:
         return bool(answer.succeeded)
 
     def _refused(self, error: grpc.RpcError) -> bool:
-        """Count the failure; whether the call certainly was not executed. A refusal that no fault explains is raised."""
+        """Count the failure; whether the call certainly was not executed. Raises a refusal that no fault explains."""
         assert isinstance(error, grpc.Call)
         code = error.code()
         with self._lock:
@@ -207,7 +207,7 @@ def final_reads(endpoint: str, recorder: Recorder) -> None:
 
 
 def assert_nothing_lost(rows: Sequence[tuple[bytes, bytes, int, int, int]], workload: Workload) -> None:
-    """Every acknowledged key is there, written once, at the revision its client was told; no revision was given twice."""
+    """Every acknowledged key is there, written once, at the revision its client was told; no revision came twice."""
     stored = {key: (value, create, mod, version) for key, value, create, mod, version in rows}
     for one in workload.acknowledged:
         assert one.key in stored, f"acknowledged at revision {one.revision} and lost: {one.key!r}"

@@ -19,7 +19,20 @@ from oarlock.check.linearizability import (
     Violation,
     check_linearizable,
 )
-from oarlock.check.models import IMPOSSIBLE, Append, Cas, Get, Impossible, KeyValue, Model, Put, Read, Register, Write
+from oarlock.check.models import (
+    IMPOSSIBLE,
+    Append,
+    Cas,
+    Get,
+    Impossible,
+    KeyValue,
+    Model,
+    Put,
+    Read,
+    Register,
+    Swap,
+    Write,
+)
 from oarlock.check.parse import MalformedHistory, parse_jepsen_register, parse_kv_history
 
 __all__ = [
@@ -39,6 +52,7 @@ __all__ = [
     "Read",
     "Recorder",
     "Register",
+    "Swap",
     "Unknown",
     "Verdict",
     "Violation",

@@ -57,8 +57,15 @@ class Cas:
 
 
 @dataclass(frozen=True, slots=True)
+class Swap:
+    """Write `value` (`None` deletes); the result is the value before."""
+
+    value: Hashable
+
+
+@dataclass(frozen=True, slots=True)
 class Register:
-    """One register with read, write and compare-and-set."""
+    """One register with read, write, compare-and-set and swap."""
 
     start: Hashable = None
 
@@ -66,8 +73,8 @@ class Register:
         return self.start
 
     def step(self, state: Hashable, call: Hashable, result: Hashable) -> Hashable | Impossible:
-        if not isinstance(call, Read | Write | Cas):
-            raise TypeError(f"a register knows Read, Write and Cas, not {call!r}")
+        if not isinstance(call, Read | Write | Cas | Swap):
+            raise TypeError(f"a register knows Read, Write, Cas and Swap, not {call!r}")
         match call:
             case Read():
                 return state if result is UNKNOWN or result == state else IMPOSSIBLE
@@ -78,6 +85,8 @@ class Register:
                 if result is not UNKNOWN and result != swapped:
                     return IMPOSSIBLE
                 return call.value if swapped else state
+            case Swap():
+                return call.value if result is UNKNOWN or result == state else IMPOSSIBLE
             case _:
                 assert_never(call)
 

@@ -22,6 +22,7 @@ from oarlock.check import (
     Read,
     Recorder,
     Register,
+    Swap,
     Write,
     check_linearizable,
 )
@@ -62,6 +63,13 @@ def test_lost_update_is_refused() -> None:
 def test_failed_cas_observes_that_the_value_was_another() -> None:
     assert not ok(op(Cas(None, 1), False, 0, 1))
     assert ok(op(Cas(5, 1), False, 0, 1))
+
+
+def test_swap_sees_the_value_it_replaces() -> None:
+    first = op(Write(1), None, 0, 1)
+    assert ok(first, op(Swap(None), 1, 2, 3), op(Read(), None, 4, 5))
+    assert not ok(first, op(Swap(None), None, 2, 3))
+    assert not ok(first, op(Swap(None), 1, 2, 9), op(Swap(None), 1, 2, 9)), "both deleted the same value"
 
 
 def test_unknown_outcome_may_take_effect_much_later_or_never() -> None:
