@@ -1007,6 +1007,7 @@ class Raft:
         progress.commit_sent = max(progress.commit_sent, min(commit, prev_index + len(entries)))
         if progress.state is ProgressState.PROBE:
             progress.probe_sent = True
+            progress.last_append_at = self._now
         elif entries:
             progress.inflights.add(entries[-1].index, sum(len(e.payload) for e in entries))
             progress.next_index = entries[-1].index + 1
@@ -1020,7 +1021,7 @@ class Raft:
         if progress is None or message.index > self.log.last_index:
             self._ignore(sender, message, "answers what was never sent")
             return
-        progress.last_append_reply = self._now
+        progress.last_append_at = self._now
         self._replicate_wanted = True
         if not message.success:
             retry, _ = self.log.hint(message.hint_index, message.hint_term)
@@ -1077,17 +1078,14 @@ class Raft:
             return
         progress.round_acked = max(progress.round_acked, message.round)
         progress.lease_sent = max(progress.lease_sent, message.sent)
-        if progress.state is ProgressState.PROBE and progress.probe_sent:
+        quiet = self._now >= progress.last_append_at + self.config.heartbeat_interval_ns
+        if progress.state is ProgressState.PROBE and progress.probe_sent and quiet:
             progress.probe_sent = False  # the probe or its answer may be lost; the follower is alive: try again
             self._replicate_wanted = True
-        elif (
-            progress.state is ProgressState.REPLICATE
-            and progress.match_index < self.log.last_index
-            and self._now >= progress.last_append_reply + self.config.heartbeat_interval_ns
-        ):
+        elif progress.state is ProgressState.REPLICATE and progress.match_index < self.log.last_index and quiet:
             # It answers heartbeats but has acknowledged nothing for a while: what was sent may be lost. An empty
             # message finds out; a refusal starts a probe.
-            progress.last_append_reply = self._now
+            progress.last_append_at = self._now
             self._send_append(sender, progress, empty=True)
         self._confirm_reads(role)
 
@@ -1271,7 +1269,13 @@ class Raft:
         """Priorities: a leader gives way to a caught-up voter of higher priority, once it has led for a while."""
         config = self.config
         own = self.configuration.member(self.id)
-        if own is None or config.priority_handback_ns == 0 or self._now < role.handback_at or role.transfer is not None:
+        if self._now < role.handback_at or role.transfer is not None:
+            return
+        if self._disk_sick:
+            role.handback_at = self._now + config.election_timeout_ns
+            self._leave_sick_disk(role)
+            return
+        if own is None or config.priority_handback_ns == 0:
             return
         role.handback_at = self._now + config.priority_handback_ns
         best: tuple[int, NodeId] | None = None
@@ -1294,9 +1298,13 @@ class Raft:
         self._trace("disk_sick" if sick else "disk_well")
         role = self.role
         if sick and isinstance(role, Leader) and role.transfer is None:
-            target = self._best_successor(role)
-            if target != NOBODY:
-                self._begin_transfer(role, target)
+            role.handback_at = self._now + self.config.election_timeout_ns  # if nobody takes over: try again
+            self._leave_sick_disk(role)
+
+    def _leave_sick_disk(self, role: Leader) -> None:
+        target = self._best_successor(role)
+        if target != NOBODY:
+            self._begin_transfer(role, target)
 
     # ------------------------------------------------------------------ peers
 
@@ -1614,6 +1622,9 @@ class Raft:
     def _chunk_written(self, event: ChunkWritten) -> None:
         meta = event.snapshot
         if meta.index <= self.log.commit_index:
+            self._snapshot_installed(event.sender, meta.index)
+        elif event.complete and self.log.matches(meta.index, meta.term):
+            self._follow_commit(meta.index)  # the log arrived by itself while the snapshot did
             self._snapshot_installed(event.sender, meta.index)
         elif event.complete:
             if self._restore is None:

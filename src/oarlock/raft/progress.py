@@ -57,7 +57,7 @@ class Progress:
     __slots__ = (
         "commit_sent",
         "inflights",
-        "last_append_reply",
+        "last_append_at",
         "last_heard",
         "lease_sent",
         "match_index",
@@ -78,7 +78,7 @@ class Progress:
         self.inflights = Inflights(messages_max, bytes_max)
         self.probe_sent = False
         self.last_heard = now  # a new leader gives everybody one election timeout to answer (CheckQuorum)
-        self.last_append_reply = now
+        self.last_append_at = now  # of the last probe sent or answer received
         self.round_acked = 0
         self.lease_sent = 0
         self.commit_sent: Index = 0
