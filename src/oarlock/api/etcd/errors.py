@@ -1,0 +1,76 @@
+"""etcd's error codes and texts, and which of them each of our errors becomes. Clients match on the text, so it is exact."""
+
+from __future__ import annotations
+
+from oarlock.api.grpc.status import Code, RpcError
+from oarlock.errors import (
+    DeadlineExceeded,
+    LeadershipLost,
+    NoLeader,
+    NotLeader,
+    Overloaded,
+    ProposalDropped,
+    RaftError,
+    Rejected,
+    Stopped,
+    StorageError,
+)
+from oarlock.machines.kv.commands import KvError
+
+EMPTY_KEY = (Code.INVALID_ARGUMENT, "etcdserver: key is not provided")
+KEY_NOT_FOUND = (Code.INVALID_ARGUMENT, "etcdserver: key not found")
+VALUE_PROVIDED = (Code.INVALID_ARGUMENT, "etcdserver: value is provided")
+LEASE_PROVIDED = (Code.INVALID_ARGUMENT, "etcdserver: lease is provided")
+TOO_MANY_OPS = (Code.INVALID_ARGUMENT, "etcdserver: too many operations in txn request")
+DUPLICATE_KEY = (Code.INVALID_ARGUMENT, "etcdserver: duplicate key given in txn request")
+INVALID_SORT_OPTION = (Code.INVALID_ARGUMENT, "etcdserver: invalid sort option")
+INVALID_COMPARE = (Code.INVALID_ARGUMENT, "etcdserver: invalid compare target or result")
+REQUEST_TOO_LARGE = (Code.INVALID_ARGUMENT, "etcdserver: request is too large")
+COMPACTED = (Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted")
+FUTURE_REVISION = (Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision")
+LEASE_NOT_FOUND = (Code.NOT_FOUND, "etcdserver: requested lease not found")
+TOO_MANY_REQUESTS = (Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
+NOT_LEADER = (Code.FAILED_PRECONDITION, "etcdserver: not leader")
+BAD_TRANSFEREE = (Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
+NOT_FOR_LEARNER = (Code.FAILED_PRECONDITION, "etcdserver: rpc not supported for learner")
+NO_LEADER = (Code.UNAVAILABLE, "etcdserver: no leader")
+LEADER_CHANGED = (Code.UNAVAILABLE, "etcdserver: leader changed")
+SERVER_STOPPED = (Code.UNAVAILABLE, "etcdserver: server stopped")
+TIMED_OUT = (Code.UNAVAILABLE, "etcdserver: request timed out")
+
+_OF_KV_ERROR = {
+    KvError.COMPACTED: COMPACTED,
+    KvError.FUTURE_REVISION: FUTURE_REVISION,
+    KvError.KEY_NOT_FOUND: KEY_NOT_FOUND,
+    KvError.LEASE_NOT_FOUND: LEASE_NOT_FOUND,
+    KvError.MALFORMED: (Code.INTERNAL, "etcdserver: the command is not one of this version"),
+}
+
+
+def refusal(status: tuple[Code, str]) -> RpcError:
+    """The exception that ends a call with `status`."""
+    return RpcError(*status)
+
+
+def of_kv_error(error: KvError) -> tuple[Code, str]:
+    """What a refusal of the machine becomes."""
+    return _OF_KV_ERROR[error]
+
+
+def of_raft_error(error: RaftError) -> tuple[Code, str]:
+    """What an error of the group becomes. Unavailable is what etcd's clients retry, for calls that may be repeated."""
+    match error:
+        case NoLeader():
+            return NO_LEADER
+        case Overloaded():
+            return TOO_MANY_REQUESTS
+        case DeadlineExceeded():
+            return TIMED_OUT
+        case LeadershipLost() | NotLeader() | ProposalDropped():
+            return LEADER_CHANGED
+        case Stopped() | StorageError():
+            return SERVER_STOPPED
+        case Rejected():
+            return (Code.FAILED_PRECONDITION, f"etcdserver: {error}")
+        case _:
+            return (Code.UNKNOWN, f"etcdserver: {error}")

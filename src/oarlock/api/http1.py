@@ -1,0 +1,207 @@
+"""The HTTP/1.1 side of the client port: /health, /version and /metrics, served by uvicorn's protocol class behind a guard that
+sets the limits which that class lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from uvicorn.server import ServerState
+
+from oarlock.api.backend import Backend
+from oarlock.api.etcd.service import CLUSTER_VERSION, ETCD_VERSION
+from oarlock.api.limits import Limits
+from oarlock.api.metrics import Metrics
+from oarlock.errors import RaftError
+
+log = logging.getLogger(__name__)
+
+HEALTH_TIMEOUT_S = 5.0
+KEEP_ALIVE_S = 60
+
+
+class Http1Host(Protocol):
+    """What a guard needs from the server around it."""
+
+    limits: Limits
+
+    def abuse(self, kind: str) -> None: ...
+    def http1_opened(self, guard: Http1Guard) -> None: ...
+    def http1_closed(self, guard: Http1Guard) -> None: ...
+
+
+def make_application(backend: Backend, metrics: Metrics, allowed_hosts: list[str]) -> Starlette:
+    """The application. `allowed_hosts` are the Host headers that are served, `["*"]` for any (DNS rebinding is then possible,
+    as with etcd's default)."""
+
+    async def health(request: Request) -> Response:
+        healthy, reason = await _check_health(backend, serializable=request.query_params.get("serializable") == "true",
+                                              exclude=request.query_params.getlist("exclude"))
+        (metrics.health if healthy else metrics.health_failed).inc()
+        body = json.dumps({"health": "true" if healthy else "false", "reason": reason}, separators=(",", ":"))
+        return Response(body, status_code=200 if healthy else 503, media_type="application/json")
+
+    async def version(request: Request) -> Response:
+        body = json.dumps({"etcdserver": ETCD_VERSION, "etcdcluster": CLUSTER_VERSION}, separators=(",", ":"))
+        return Response(body, media_type="application/json")
+
+    async def show_metrics(request: Request) -> Response:
+        return Response(metrics.text(), headers={"content-type": metrics.content_type})
+
+    async def not_found(request: Request, error: Exception) -> Response:
+        return Response("404 page not found\n", status_code=404, media_type="text/plain")
+
+    return Starlette(
+        routes=[Route("/health", health), Route("/version", version), Route("/metrics", show_metrics)],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts)],
+        exception_handlers={404: not_found},
+    )
+
+
+async def _check_health(backend: Backend, *, serializable: bool, exclude: list[str]) -> tuple[bool, str]:
+    """etcd's rules: an alarm that is not excluded, no leader, or a read that fails make a member unhealthy."""
+    view = backend.status()
+    for alarm in view.errors:
+        if not any(name and name in alarm for name in exclude):
+            return False, alarm
+    if not view.leader:
+        return False, "RAFT NO LEADER"
+    if serializable:
+        return True, ""
+    answered: asyncio.Future[RaftError | None] = asyncio.get_running_loop().create_future()
+
+    def done(error: RaftError | None) -> None:
+        if not answered.done():
+            answered.set_result(error)
+
+    try:
+        backend.read_barrier(done)
+        error = await asyncio.wait_for(answered, HEALTH_TIMEOUT_S)
+    except RaftError as refused:
+        error = refused
+    except TimeoutError:
+        return False, f"QGET ERROR: no answer within {HEALTH_TIMEOUT_S:g} s"
+    return (True, "") if error is None else (False, f"QGET ERROR: {error}")
+
+
+def http1_factory(application: Starlette, limits: Limits) -> Callable[[], asyncio.Protocol]:
+    """Makes one protocol object for each connection: httptools' if it is installed, else h11's."""
+    try:
+        import httptools  # noqa: F401
+        flavour = "httptools"
+    except ImportError:
+        flavour = "h11"
+    config = uvicorn.Config(
+        application, http=flavour, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, h11_max_incomplete_event_size=limits.http_header_bytes_max,
+    )
+    config.load()
+    state = ServerState()
+
+    def make() -> asyncio.Protocol:
+        protocol: Any = config.http_protocol_class
+        made: asyncio.Protocol = protocol(config=config, server_state=state, app_state={})
+        return made
+
+    return make
+
+
+class Http1Guard(asyncio.Protocol):
+    """Stands before uvicorn's protocol: bounds the size of a request's head and body, and the time for each."""
+
+    def __init__(self, host: Http1Host, inner: asyncio.Protocol) -> None:
+        self._host = host
+        self._limits = host.limits
+        self._inner: Any = inner
+        self._transport: asyncio.Transport | None = None
+        self._head_bytes = 0
+        self._body_bytes = 0
+        self._idle_s = 0.0
+        self._busy_s = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._host.http1_opened(self)
+        self._inner.connection_made(transport)
+
+    def _busy(self) -> bool:
+        cycle = self._inner.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._busy():
+            self._body_bytes += len(data)
+            if self._body_bytes > self._limits.http_body_bytes_max:
+                self._cut(b"413 Content Too Large", "http-body")
+                return
+            self._inner.data_received(data)
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > self._limits.http_header_bytes_max and b"\r\n\r\n" not in data:
+            self._cut(b"431 Request Header Fields Too Large", "http-header")
+            return
+        self._inner.data_received(data)
+        if self._busy() or self._inner.cycle is not None:
+            self._head_bytes = 0
+            self._body_bytes = 0
+            self._idle_s = 0.0
+
+    def eof_received(self) -> None:
+        self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._inner.connection_lost(exc)
+        self._host.http1_closed(self)
+
+    def tick(self, elapsed_s: float) -> None:
+        if self._busy():
+            self._idle_s = 0.0
+            self._busy_s += elapsed_s
+            if self._busy_s > self._limits.unfinished_request_s:
+                self._cut(None, "http-slow")
+            return
+        self._busy_s = 0.0
+        self._idle_s += elapsed_s
+        # With part of a head received the keep-alive timer no longer runs: this is the one that does.
+        if self._idle_s > (self._limits.handshake_s if self._head_bytes else KEEP_ALIVE_S):
+            self._cut(None, "http-slow")
+
+    def _cut(self, status: bytes | None, reason: str) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        log.warning("client connection cut peer=%s reason=%s", transport.get_extra_info("peername"), reason)
+        self._host.abuse(reason)
+        if status is not None and not self._busy():
+            transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            transport.close()
+        else:
+            transport.abort()
+
+    def shut_down(self) -> None:
+        """Close when the request under way is answered."""
+        self._inner.shutdown()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,89 @@
+"""Every bound of the client port, by name. The defaults are etcd's where etcd has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The bounds of one `ApiServer`. Sizes are bytes, times are seconds."""
+
+    connections_max: int = 10_000
+    """Open connections of all kinds. One more is closed as soon as it is accepted."""
+
+    streams_per_connection_max: int = 1000
+    """Concurrent requests on one HTTP/2 connection (SETTINGS_MAX_CONCURRENT_STREAMS)."""
+
+    streams_total_max: int = 10_000
+    """Concurrent requests on all connections together. One more is refused (REFUSED_STREAM: safe to send again)."""
+
+    header_list_bytes_max: int = 64 * 1024
+    """Decoded header list of one request, with the 32 bytes a field that RFC 9113 counts."""
+
+    request_bytes_max: int = 1536 * 1024
+    """A replicated request (etcd's --max-request-bytes). Over it: "etcdserver: request is too large"."""
+
+    grpc_overhead_bytes: int = 512 * 1024
+    """How far the gRPC message may exceed `request_bytes_max` before it is refused from its length prefix alone."""
+
+    unfinished_request_bytes_max: int = 32 * MIB
+    """Request bytes held back on one connection because their messages are not complete."""
+
+    stream_inbox_bytes_max: int = MIB
+    """Messages that a streaming handler has not taken yet. Over it the connection is not read."""
+
+    stream_window_bytes: int = MIB
+    """HTTP/2 receive window of one stream."""
+
+    connection_window_bytes: int = 16 * MIB
+    """HTTP/2 receive window of one connection."""
+
+    unsent_bytes_max: int = 64 * MIB
+    """Answers that wait on one connection for a slow reader. Over it further requests are refused."""
+
+    unsent_bytes_total_max: int = 512 * MIB
+    """The same for all connections together."""
+
+    stream_unsent_bytes: int = 256 * 1024
+    """Unsent bytes of one streaming answer at which `send` waits for the reader."""
+
+    txn_ops_max: int = 128
+    """Operations of one transaction (etcd's --max-txn-ops)."""
+
+    control_frames_per_s: int = 2000
+    """PING, SETTINGS and RST_STREAM frames a second from one connection. Over it: GOAWAY with ENHANCE_YOUR_CALM."""
+
+    handshake_s: float = 10.0
+    """From accept to the first complete request line or the HTTP/2 SETTINGS frame; also the TLS handshake."""
+
+    unfinished_request_s: float = 60.0
+    """How long a unary request may stay incomplete."""
+
+    stall_s: float = 60.0
+    """How long a connection with answers waiting may take none of them before it is cut."""
+
+    keepalive_interval_s: float = 7200.0
+    """Silence after which an HTTP/2 connection is sent a PING (etcd's --grpc-keepalive-interval)."""
+
+    keepalive_timeout_s: float = 20.0
+    """How long the answer to that PING may take (etcd's --grpc-keepalive-timeout)."""
+
+    http_body_bytes_max: int = 2 * MIB
+    """Body of one HTTP/1.1 request."""
+
+    http_header_bytes_max: int = 64 * 1024
+    """Request line and headers of one HTTP/1.1 request."""
+
+    @property
+    def grpc_message_bytes_max(self) -> int:
+        """The largest gRPC message that is read at all."""
+        return self.request_bytes_max + self.grpc_overhead_bytes
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"limit {name} is {value!r}: it must be greater than zero")
