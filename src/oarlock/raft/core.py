@@ -174,6 +174,7 @@ class Raft:
                 self._configurations.append(entry.index, decode_configuration(entry.payload))
 
         self._durability = Durability(self.log, hard_state)
+        self._known_hard_state = hard_state
         self._restore: SnapshotMeta | None = None  # the machine is behind the log until this is restored
         self.snapshot: SnapshotMeta | None = snapshot if snapshot.has_file else None  # the newest one with a file
         self._snapshot_started = False
@@ -201,7 +202,10 @@ class Raft:
         self.ignored_messages = 0
         self._traces: deque[Trace] = deque(maxlen=TRACES_MAX)
         self._effects: list[Effect] = []
+        # What `_finish` has to look at; set by whatever may have changed the answer.
         self._replicate_wanted = False
+        self._commit_wanted = False
+        self._configuration_wanted = False
         if self.log.last_applied >= snapshot.index:
             # Storage keeps whole segments; of what it gave back, memory keeps the usual tail.
             self.log.compact_to(self._compaction_base(snapshot.index))
@@ -392,13 +396,19 @@ class Raft:
         persistence."""
         role = self.role
         if isinstance(role, Leader):
-            self._maybe_commit(role)  # may end in the removal of this member
-        if self._is_halted():
-            return
-        if isinstance(role, Leader):
-            self._advance_configuration(role)
-            self._start_read_round(role)
-            self._replicate(role)
+            if self._commit_wanted:
+                self._commit_wanted = False
+                self._maybe_commit(role)
+                if self._is_halted():  # what was committed is the removal of this member
+                    return
+            if self._configuration_wanted:
+                self._configuration_wanted = False
+                self._advance_configuration(role)
+            if role.reads_waiting:
+                self._start_read_round(role)
+            if self._replicate_wanted:
+                self._replicate_wanted = False
+                self._replicate(role)
         elif self._reads.wants_to_ask and self.leader_id != NOBODY:
             request = self._reads.ask(self._now)
             self._send(self.leader_id, ReadIndex(term=self.current_term, request=request))
@@ -415,10 +425,16 @@ class Raft:
         self._durability.send_when_durable(self._effects, Send(to, message), self._hard_state(), index)
 
     def _hard_state(self) -> HardState:
-        return HardState(self.current_term, self.voted_for, self.log.commit_index)
+        """The present one; the same object for as long as nothing in it changes."""
+        known = self._known_hard_state
+        commit = self.log.commit_index
+        if known.commit != commit or known.term != self.current_term or known.vote != self.voted_for:
+            known = self._known_hard_state = HardState(self.current_term, self.voted_for, commit)
+        return known
 
     def _persisted(self, ticket: int) -> None:
         self._durability.persisted(self._effects, ticket, self._restore)
+        self._commit_wanted = True
         role = self.role
         durable = self._durability.durable
         if isinstance(role, Candidate) and durable.term == self.current_term and self.id not in role.votes:
@@ -428,7 +444,7 @@ class Raft:
 
     def _emit_apply(self) -> None:
         log = self.log
-        if self._restore is not None or self._apply_sent >= log.commit_index or self._apply_sent > log.last_applied:
+        if self._apply_sent >= log.commit_index or self._restore is not None or self._apply_sent > log.last_applied:
             return  # one `Apply` at a time: the next goes out when `Applied` came back
         entries = log.slice(self._apply_sent + 1, log.commit_index, self.config.apply_bytes_max)
         self._apply_sent = entries[-1].index
@@ -494,6 +510,7 @@ class Raft:
         if role.transfer is not None and now >= role.transfer.deadline:
             self._trace("transfer_aborted", ("target", node_name(role.transfer.target)))
             role.transfer = None
+            self._configuration_wanted = True
         for node, (_, deadline) in list(role.departing.items()):
             if now >= deadline:
                 del role.departing[node]
@@ -691,6 +708,7 @@ class Raft:
         self._uncommitted_bytes = self.log.payload_bytes(self.log.commit_index + 1, self.log.last_index)
         self._sync_progress(role)
         self._append(EntryKind.NOOP, b"")
+        self._commit_wanted = self._configuration_wanted = True
         self._check_transfer_watch(self.id)
         role.reads_waiting = [Read(NOBODY, token) for token in self._reads.take_all()]
 
@@ -935,6 +953,9 @@ class Raft:
                     self.log.last_index + 1, config.inflight_messages_max, config.inflight_bytes_max, self._now
                 )
             )
+        for info in self.configuration.members:
+            if info.id != self.id:
+                role.progress[info.id].promotable = info.promote_when_ready and info.role is MemberRole.LEARNER
         for node in sorted(role.progress.keys() - wanted):
             role.departing[node] = (role.progress.pop(node), self._now + config.election_timeout_ns)
         self._replicate_wanted = True
@@ -949,9 +970,6 @@ class Raft:
 
     def _replicate(self, role: Leader) -> None:
         """Send every follower what it may be sent. (Raft 5.3, pipelined: diss. 10.2.1)"""
-        if not self._replicate_wanted:
-            return
-        self._replicate_wanted = False
         commit = self.log.commit_index
         notice_due = 0 <= role.notice_at <= self._now
         behind = False
@@ -1028,6 +1046,9 @@ class Raft:
             progress.record_refusal(message.index, retry)
             return
         if progress.record_match(message.index):
+            self._commit_wanted = True
+            if progress.promotable:
+                self._configuration_wanted = True
             if progress.state is ProgressState.PROBE or (
                 progress.state is ProgressState.SNAPSHOT and progress.match_index >= self.log.snapshot_index
             ):
@@ -1045,8 +1066,11 @@ class Raft:
         if index <= log.commit_index or log.term(index) != self.current_term:
             return
         self._uncommitted_bytes = max(0, self._uncommitted_bytes - log.payload_bytes(log.commit_index + 1, index))
+        before = log.commit_index
         log.commit_to(index)
         self._replicate_wanted = True
+        if before < self.configuration_index <= index or before < role.first_index:
+            self._configuration_wanted = True
         self._committed_configuration_changed()
 
     # ------------------------------------------------------------------ heartbeats
@@ -1126,7 +1150,7 @@ class Raft:
 
     def _start_read_round(self, role: Leader) -> None:
         """One round of heartbeats for all reads that wait; the next begins when this one is confirmed. (diss. 6.4)"""
-        if not role.reads_waiting or role.reads_round or not self._committed_in_term():
+        if role.reads_round or not self._committed_in_term():
             return
         if self._lease_valid(role):
             for read in role.reads_waiting:
@@ -1310,6 +1334,7 @@ class Raft:
 
     def _peer_connected(self, peer: NodeId, incarnation: int) -> None:
         self._connected[peer] = incarnation
+        self._configuration_wanted = True
         self._check_incarnation(peer)
         role = self.role
         if isinstance(role, Leader):
@@ -1407,6 +1432,7 @@ class Raft:
             ("learners", ",".join(map(node_name, sorted(configuration.learners)))),
         )
         self._effects.append(MembersChanged(configuration.members))
+        self._commit_wanted = self._configuration_wanted = True
         for peer in list(self._connected):
             self._check_incarnation(peer)
         if isinstance(self.role, Leader):
@@ -1534,6 +1560,7 @@ class Raft:
                 self._ignore(sender, message, "installed what was never sent")
                 return
             progress.record_match(message.snapshot_index)
+            self._commit_wanted = True
             if progress.state is ProgressState.SNAPSHOT:
                 progress.become_probe()
                 progress.next_index = progress.match_index + 1

@@ -91,6 +91,8 @@ class Durability:
     def emit(self, effects: list[Effect], current: HardState) -> None:
         """One `Persist` for everything that changed since the last one; nothing if nothing did."""
         log, saved = self._log, self._saved
+        if current is saved and self._unsaved_from > log.last_index and not self._release and self._mark is None:
+            return
         entries: tuple[Entry, ...] = ()
         if self._unsaved_from <= log.last_index:
             entries = log.slice(self._unsaved_from, log.last_index, _UNBOUNDED)

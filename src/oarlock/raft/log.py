@@ -15,12 +15,21 @@ from oarlock.raft.types import Entry, Index, LogPosition, Term
 class Log:
     """See the module. Indexes only move as Raft 5.3 allows; `validate` states the chain of progress."""
 
-    __slots__ = ("_entries", "commit_index", "last_applied", "snapshot_index", "snapshot_term", "stable_index")
+    __slots__ = (
+        "_entries",
+        "commit_index",
+        "last_applied",
+        "last_index",
+        "snapshot_index",
+        "snapshot_term",
+        "stable_index",
+    )
 
     def __init__(self, snapshot_index: Index = 0, snapshot_term: Term = 0, entries: Sequence[Entry] = ()) -> None:
         self.snapshot_index = snapshot_index
         self.snapshot_term = snapshot_term
         self._entries = list(entries)
+        self.last_index = snapshot_index + len(self._entries)
         self.stable_index = self.last_index  # what recovery gave back is durable
         self.commit_index = snapshot_index
         self.last_applied = snapshot_index
@@ -33,10 +42,6 @@ class Log:
     def first_index(self) -> Index:
         """The first index whose entry may still be here."""
         return self.snapshot_index + 1
-
-    @property
-    def last_index(self) -> Index:
-        return self.snapshot_index + len(self._entries)
 
     @property
     def last_term(self) -> Term:
@@ -107,11 +112,13 @@ class Log:
         assert entry.index == self.last_index + 1, f"gap: {entry} after {self.last_term}.{self.last_index}"
         assert entry.term >= self.last_term, f"term went back: {entry} after {self.last_term}.{self.last_index}"
         self._entries.append(entry)
+        self.last_index = entry.index
 
     def truncate_from(self, index: Index) -> None:
         """Drop `index` and everything after it. Never anything committed."""
         assert index > self.commit_index, f"cut at {index} would lose committed entries (commit {self.commit_index})"
         del self._entries[index - self.snapshot_index - 1 :]
+        self.last_index = index - 1
         self.stable_index = min(self.stable_index, index - 1)
 
     def commit_to(self, index: Index) -> None:
@@ -132,11 +139,12 @@ class Log:
         assert index > self.commit_index, f"snapshot at {index} is not ahead of commit {self.commit_index}"
         self._entries.clear()
         self.snapshot_index, self.snapshot_term = index, term
-        self.commit_index = index
+        self.last_index = self.commit_index = index
         self.stable_index = 0
 
     def validate(self) -> None:
         assert self.commit_index <= self.last_index, f"commit {self.commit_index} above last {self.last_index}"
         assert self.last_applied <= self.commit_index, f"applied {self.last_applied} above commit {self.commit_index}"
         assert self.snapshot_index <= self.commit_index, f"base {self.snapshot_index} above commit {self.commit_index}"
+        assert self.last_index == self.snapshot_index + len(self._entries)
         assert self.stable_index <= self.last_index, f"stable {self.stable_index} above last {self.last_index}"

@@ -64,6 +64,7 @@ class Progress:
         "next_index",
         "notify_from",
         "probe_sent",
+        "promotable",
         "round_acked",
         "snapshot_acked_at",
         "snapshot_index",
@@ -77,6 +78,7 @@ class Progress:
         self.next_index = next_index
         self.inflights = Inflights(messages_max, bytes_max)
         self.probe_sent = False
+        self.promotable = False  # a learner that becomes a voter once it has caught up
         self.last_heard = now  # a new leader gives everybody one election timeout to answer (CheckQuorum)
         self.last_append_at = now  # of the last probe sent or answer received
         self.round_acked = 0
