@@ -1,0 +1,715 @@
+"""The key-value machine: etcd's multi-version model over an ordered store.
+
+Tables (what is stored is a file format, and `docs/reference/kv-machine.md` describes it):
+
+- `current`: key -> its key-value, encoded. A range of the present is a join of these bytes.
+- `log`: (main revision, sub revision) -> what that change replaced. It is an undo log: a read of the past takes the
+  present and follows, key by key, what was there before. Compaction is cutting off its front.
+- `tombstones`: a key deleted after the compacted revision -> the place of its deletion in `log`.
+- `annex`: for the owner. `meta`: one record with revision, compacted revision, counts and the digest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+from oarlock.machines.base import Checkpoint, Context
+from oarlock.machines.kv.capture import KvCapture, read_capture
+from oarlock.machines.kv.commands import (
+    Command,
+    Compact,
+    CompactResult,
+    Compare,
+    CompareResult,
+    CompareTarget,
+    DeleteRange,
+    DeleteResult,
+    KvError,
+    Op,
+    Put,
+    PutResult,
+    Range,
+    RangeResult,
+    Refused,
+    Result,
+    SortOrder,
+    SortTarget,
+    Txn,
+    TxnResult,
+    decode,
+)
+from oarlock.machines.kv.encoding import (
+    KeyValue,
+    decode_key_value,
+    key_of,
+    mod_revision_of,
+    read_varint,
+    varint,
+    without_value,
+)
+from oarlock.machines.kv.layout import (
+    ANNEX,
+    CURRENT,
+    DELETED,
+    LOG,
+    META,
+    PLACE,
+    PLACE_BYTES,
+    PUT_AFTER_DELETE,
+    PUT_NEW,
+    PUT_OVER,
+    STATE_KEY,
+    TABLES,
+    TOMBSTONES,
+    State,
+    pack_state,
+    unpack_state,
+)
+from oarlock.machines.memory_store import MemoryStore
+from oarlock.machines.store import Store
+
+TXN_DEPTH_MAX = 128
+"""How deep transactions nest. (etcd's bound follows from its 128 operations.)"""
+
+PURGE_ENTRIES = 64
+"""How many compacted changes an `apply` purges, besides two for each of its commands: faster than they can arise."""
+
+_place = PLACE.pack
+_KEY_TAG, _MOD_TAG, _VERSION_TAG, _VALUE_TAG, _LEASE_TAG = b"\x0a", b"\x18", b"\x20", b"\x2a", b"\x30"
+_PUT_NEW, _PUT_OVER = bytes([PUT_NEW]), bytes([PUT_OVER])
+_PUT_AFTER, _DELETED = bytes([PUT_AFTER_DELETE]), bytes([DELETED])
+_NOTHING = KeyValue(b"", 0, 0, 0, b"", 0)
+
+_SORT_KEYS: dict[int, Callable[[KeyValue], int | bytes]] = {
+    SortTarget.KEY: lambda kv: kv.key,
+    SortTarget.VERSION: lambda kv: kv.version,
+    SortTarget.CREATE: lambda kv: kv.create_revision,
+    SortTarget.MOD: lambda kv: kv.mod_revision,
+    SortTarget.VALUE: lambda kv: kv.value,
+}
+
+
+class Change(NamedTuple):
+    """One entry of the log. `previous` is the key-value that was replaced or deleted, encoded."""
+
+    main: int
+    sub: int
+    key: bytes
+    deleted: bool
+    previous: bytes | None
+
+
+def _bounds(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
+    """The half-open range of a request with a range end: one zero byte is no end."""
+    return key, None if range_end == b"\0" else range_end
+
+
+class KvMachine:
+    """etcd's key-value store as a replicated machine. See `machines.base.Machine` for what is not described here.
+
+    `store` has the tables `layout.TABLES`. Reading is allowed between any two calls of `apply`.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.durable: bool = store.durable
+        self._attach()
+
+    @classmethod
+    def in_memory(cls) -> KvMachine:
+        """A machine whose only persistence are captures."""
+        return cls(MemoryStore(TABLES))
+
+    @classmethod
+    def on_disk(cls, path: str | os.PathLike[str]) -> KvMachine:
+        """A machine that keeps its state in the directory `path`. Needs the package `lmdb`."""
+        from oarlock.machines.lmdb_store import LmdbStore
+
+        return cls(LmdbStore(path, TABLES))
+
+    def _attach(self) -> None:
+        """Take tables and state from the store: on opening, and when a restore has replaced them."""
+        store = self._store
+        self._current = store.table(CURRENT)
+        self._log = store.table(LOG)
+        self._tombstones = store.table(TOMBSTONES)
+        self._annex = store.table(ANNEX)
+        self._meta = store.table(META)
+        state = unpack_state(self._meta.get(STATE_KEY))
+        self._revision = state.revision
+        self._compact_revision = state.compact_revision
+        self._keys = state.keys
+        self._tombstone_count = state.tombstones
+        self._digest = state.digest
+        self._purge_from = b""
+        self._purging = state.compact_revision > 0
+        self._changes: list[bytes] = []  # of the batch under way, for the digest
+
+    # -- reading
+
+    @property
+    def applied_index(self) -> int:
+        return self._store.applied_index
+
+    @property
+    def revision(self) -> int:
+        """The main revision of the last change; 1 for a new store."""
+        return self._revision
+
+    @property
+    def compact_revision(self) -> int:
+        """Reads below this revision are refused; -1 (as in etcd) while nothing was ever compacted."""
+        return self._compact_revision
+
+    def range_one(self, key: bytes) -> bytes | None:
+        """The encoded key-value of one key now: what most reads want."""
+        return self._current.get(key)
+
+    def range(self, request: Range) -> RangeResult | Refused:
+        """Answer a read of the present or, back to `compact_revision`, of the past."""
+        if self._malformed(request, 0):
+            return Refused(KvError.MALFORMED, self._revision)
+        if (refused := self._refuse_range(request)) is not None:
+            return refused
+        return self._range(request, self._revision)
+
+    def size(self) -> int:
+        """Bytes that the state takes, free pages included."""
+        return self._store.size()
+
+    def size_in_use(self) -> int:
+        """Bytes that the state takes without free pages. Compaction lowers it."""
+        return self._store.size_in_use()
+
+    def hash(self) -> bytes:
+        """A digest (16 bytes) of all changes up to `applied_index`: alike on every member, whatever its store."""
+        return self._digest
+
+    def changes(self, start: int, end: int | None = None, *, limit: int = 0) -> list[Change]:
+        """The log from main revision `start` up to but not including `end`, in order.
+
+        A put's own key-value is what the key had at that revision: `range` at it gives it. Entries below
+        `compact_revision` may be gone.
+        """
+        pairs = self._log.items(_place(max(start, 0), 0), None if end is None else _place(end, 0), limit=limit)
+        return [self._change(place, entry) for place, entry in pairs]
+
+    @staticmethod
+    def _change(place: bytes, entry: bytes) -> Change:
+        main, sub = PLACE.unpack(place)
+        kind = entry[0]
+        if kind == PUT_NEW:
+            return Change(main, sub, entry[1:], False, None)
+        if kind == PUT_AFTER_DELETE:
+            return Change(main, sub, entry[1 + PLACE_BYTES :], False, None)
+        previous = entry[1:]
+        return Change(main, sub, key_of(previous), kind == DELETED, previous)
+
+    # -- applying
+
+    def lease_exists(self, lease: int) -> bool:
+        """Whether a put may carry this non-zero lease id. There are no leases in this machine yet."""
+        return False
+
+    def apply(self, context: Context, commands: Sequence[bytes]) -> list[object]:
+        assert context.index > self._store.applied_index, (
+            f"entry {context.index} is applied after {self._store.applied_index}"
+        )
+        results: list[object] = []
+        append = results.append
+        nbytes = 64
+        for data in commands:
+            nbytes += 2 * len(data) + 64
+            try:
+                command = decode(data)
+            except (ValueError, RecursionError):  # RecursionError: nested far deeper than TXN_DEPTH_MAX
+                append(Refused(KvError.MALFORMED, self._revision))
+                continue
+            if type(command) is Put and not (command.lease or command.ignore_value or command.ignore_lease):
+                # What nearly all commands are; `_apply_one` would give the same.
+                if key := command.key:
+                    main = self._revision + 1
+                    previous = self._put(main, 0, key, command.value, 0)
+                    self._revision = main
+                    append(PutResult(main, previous if command.prev_kv else None))
+                else:
+                    append(Refused(KvError.MALFORMED, self._revision))
+            else:
+                append(self._apply_one(command))
+        if self._changes:
+            self._digest = blake2b(self._digest + b"".join(self._changes), digest_size=16).digest()
+            self._changes.clear()
+        if self._purging:
+            self._purge(PURGE_ENTRIES + 2 * len(commands))
+        self._save_state()
+        self._store.commit(context.index, nbytes)
+        return results
+
+    def _save_state(self) -> None:
+        state = State(self._revision, self._compact_revision, self._keys, self._tombstone_count, self._digest)
+        self._meta.put(STATE_KEY, pack_state(state))
+
+    def _apply_one(self, command: Command) -> Result:
+        if self._malformed(command, 0):
+            return Refused(KvError.MALFORMED, self._revision)
+        if isinstance(command, Compact):
+            return self._compact(command.revision)
+        if isinstance(command, Txn):
+            path: list[bool] = []
+            self._decide(command, path)
+            if (refused := self._refuse_txn(command, path)) is not None:
+                return refused
+            writes = _Writes(self._revision + 1)
+            result = self._txn(command, iter(path), writes)
+            if writes.sub:
+                self._revision = writes.main
+            result.revision = self._revision
+            return result
+        if (refused := self._refuse_put(command, False)) is not None:
+            return refused
+        if isinstance(command, Range) and (refused := self._refuse_range(command)) is not None:
+            return refused
+        writes = _Writes(self._revision + 1)
+        result_of_one = self._op(command, writes)
+        if writes.sub:
+            self._revision = writes.main
+        return result_of_one
+
+    # -- refusing, before anything has changed
+
+    def _malformed(self, command: Command, depth: int) -> bool:
+        """Whether a command is decoded but has no meaning. The API refuses all of these with a better text."""
+        if isinstance(command, Put):
+            return not command.key
+        if isinstance(command, Range):
+            return not 0 <= command.sort_target <= 4 or not 0 <= command.sort_order <= 2
+        if isinstance(command, Txn):
+            return depth == TXN_DEPTH_MAX or any(
+                self._malformed(op, depth + 1) for op in (*command.success, *command.failure)
+            )
+        return False
+
+    def _refuse_range(self, command: Range) -> Refused | None:
+        at = command.revision
+        if at > self._revision:
+            return Refused(KvError.FUTURE_REVISION, self._revision)
+        if 0 < at < self._compact_revision:
+            return Refused(KvError.COMPACTED, self._revision)
+        return None
+
+    def _refuse_put(self, command: Op, in_txn: bool) -> Refused | None:
+        """etcd looks for the lease first, but within a transaction for the key."""
+        if not isinstance(command, Put):
+            return None
+        no_lease = bool(command.lease) and not self.lease_exists(command.lease)
+        no_key = (command.ignore_value or command.ignore_lease) and self._current.get(command.key) is None
+        if no_lease and not (in_txn and no_key):
+            return Refused(KvError.LEASE_NOT_FOUND, self._revision)
+        return Refused(KvError.KEY_NOT_FOUND, self._revision) if no_key else None
+
+    def _decide(self, txn: Txn, path: list[bool]) -> None:
+        """Evaluate the compares of a transaction and of those nested on the way taken, depth first."""
+        success = all(self._compare(compare) for compare in txn.compare)
+        path.append(success)
+        for op in txn.success if success else txn.failure:
+            if isinstance(op, Txn):
+                self._decide(op, path)
+
+    def _taken(self, txn: Txn, path: Iterator[bool]) -> Iterator[Put | DeleteRange | Range]:
+        """The operations that will run, in order."""
+        for op in txn.success if next(path) else txn.failure:
+            if isinstance(op, Txn):
+                yield from self._taken(op, path)
+            else:
+                yield op
+
+    def _refuse_txn(self, txn: Txn, path: list[bool]) -> Refused | None:
+        """As etcd: first every put of the way taken, then every range, all against the state before."""
+        ranges: list[Range] = []
+        for op in self._taken(txn, iter(path)):
+            if isinstance(op, Range):
+                ranges.append(op)
+            elif (refused := self._refuse_put(op, True)) is not None:
+                return refused
+        for request in ranges:
+            if request.revision > self._revision:
+                return Refused(KvError.FUTURE_REVISION, self._revision)
+            # Outside of transactions a negative revision is the present; here etcd compares it like any other.
+            if request.revision and request.revision < self._compact_revision:
+                return Refused(KvError.COMPACTED, self._revision)
+        return None
+
+    # -- compares
+
+    def _compare(self, compare: Compare) -> bool:
+        """Whether every key of the range is as asked; one that does not exist has zeros, and no value at all."""
+        if compare.range_end:
+            start, end = _bounds(compare.key, compare.range_end)
+            records = self._current.values(start, end)
+        else:
+            record = self._current.get(compare.key)
+            records = [] if record is None else [record]
+        if not records:
+            return compare.target != CompareTarget.VALUE and _compare_one(compare, _NOTHING)
+        return all(_compare_one(compare, decode_key_value(record)) for record in records)
+
+    # -- operations; `_refuse_...` has been asked
+
+    def _txn(self, txn: Txn, path: Iterator[bool], writes: _Writes) -> TxnResult:
+        success = next(path)
+        responses = [
+            self._txn(op, path, writes) if isinstance(op, Txn) else self._op(op, writes)
+            for op in (txn.success if success else txn.failure)
+        ]
+        return TxnResult(0, success, responses)  # etcd gives a nested transaction no revision of its own
+
+    def _op(self, op: Put | DeleteRange | Range, writes: _Writes) -> PutResult | DeleteResult | RangeResult:
+        if isinstance(op, Put):
+            value, lease = op.value, op.lease
+            if op.ignore_value or op.ignore_lease:
+                record = self._current.get(op.key)
+                old = _NOTHING if record is None else decode_key_value(record)
+                value = old.value if op.ignore_value else value
+                lease = old.lease if op.ignore_lease else lease
+            previous = self._put(writes.main, writes.sub, op.key, value, lease)
+            writes.sub += 1
+            return PutResult(writes.main, previous if op.prev_kv else None)
+        if isinstance(op, DeleteRange):
+            return self._delete_range(op, writes)
+        # A range after a write of the same transaction sees it, and shows the revision that the write will have.
+        return self._range(op, writes.main if writes.sub else self._revision)
+
+    def _put(self, main: int, sub: int, key: bytes, value: bytes, lease: int) -> bytes | None:
+        """Store a key-value and log what it replaces, which is returned."""
+        revision = varint(main)
+        place = _place(main, sub)
+        previous = self._current.get(key)
+        if previous is None:
+            # create revision, mod revision, and version 1
+            parts = [_KEY_TAG, varint(len(key)), key, b"\x10", revision, _MOD_TAG, revision, b"\x20\x01"]
+            self._keys += 1
+            deletion = self._tombstones.get(key) if self._tombstone_count else None
+            if deletion is None:
+                self._log.put(place, _PUT_NEW + key)
+            else:
+                self._log.put(place, _PUT_AFTER + deletion + key)
+                self._tombstones.delete(key)
+                self._tombstone_count -= 1
+        else:
+            size = len(key)
+            at = size + (3 if size < 0x80 else 1 + len(varint(size)))  # the create revision's first byte
+            while previous[at] >= 0x80:
+                at += 1
+            behind = at + 2
+            while previous[behind] >= 0x80:  # the old mod revision
+                behind += 1
+            version, _ = read_varint(previous, behind + 2)
+            parts = [previous[: at + 1], _MOD_TAG, revision, _VERSION_TAG, varint(version + 1)]
+            self._log.put(place, _PUT_OVER + previous)
+        if value:
+            parts += (_VALUE_TAG, varint(len(value)), value)
+        if lease:
+            parts += (_LEASE_TAG, varint(lease))
+        record = b"".join(parts)
+        self._current.put(key, record)
+        self._changes.append(record)
+        return previous
+
+    def _delete_range(self, op: DeleteRange, writes: _Writes) -> DeleteResult:
+        if op.range_end:
+            pairs = self._current.items(*_bounds(op.key, op.range_end))
+        else:
+            record = self._current.get(op.key)
+            pairs = [] if record is None else [(op.key, record)]
+        for key, record in pairs:
+            place = _place(writes.main, writes.sub)
+            writes.sub += 1
+            self._current.delete(key)
+            self._log.put(place, _DELETED + record)
+            self._tombstones.put(key, place)
+            self._changes.append(place + key)
+        self._keys -= len(pairs)
+        self._tombstone_count += len(pairs)
+        previous = [record for _, record in pairs] if op.prev_kv else []
+        return DeleteResult(writes.main if writes.sub else self._revision, len(pairs), previous)
+
+    # -- ranges
+
+    def _range(self, request: Range, now: int) -> RangeResult:
+        at = request.revision
+        past = 0 < at < now
+        filtered = bool(
+            request.min_mod_revision
+            or request.max_mod_revision
+            or request.min_create_revision
+            or request.max_create_revision
+        )
+        if not request.range_end:
+            record = self._record_at(request.key, at) if past else self._current.get(request.key)
+            records = [] if record is None else [record]
+            count = len(records)
+        elif past:
+            records = self._records_at(*_bounds(request.key, request.range_end), at)
+            count = len(records)
+            if request.limit > 0 and not filtered and request.sort_order == SortOrder.NONE:
+                del records[request.limit + 1 :]
+        elif request.count_only:
+            records = []
+            count = self._count(*_bounds(request.key, request.range_end))
+        else:
+            # One more than asked for tells whether there is more. With filters or an order all have to be seen,
+            # save for descending keys; with a sort target but no order etcd sorts only what the limit left.
+            start, end = _bounds(request.key, request.range_end)
+            backwards = request.sort_order == SortOrder.DESCEND and request.sort_target == SortTarget.KEY
+            whole = filtered or (request.sort_order != SortOrder.NONE and request.sort_target != SortTarget.KEY)
+            fetch = request.limit + 1 if request.limit > 0 and not whole else 0
+            records = self._current.values(start, end, limit=fetch, reverse=backwards)
+            count = self._count(start, end) if fetch and len(records) == fetch else len(records)
+            if backwards:
+                records.reverse()
+        if request.count_only:
+            return RangeResult(now, [], False, count)
+        if filtered:
+            records = [record for record in records if _passes(request, decode_key_value(record))]
+        records = _sorted(request, records)
+        more = 0 < request.limit < len(records)
+        if more:
+            records = records[: request.limit]
+        if request.keys_only:
+            records = [without_value(record) for record in records]
+        return RangeResult(now, records, more, count)
+
+    def _count(self, start: bytes, end: bytes | None) -> int:
+        """How many keys there are in a range now; all of them need no counting."""
+        return self._keys if end is None and start <= b"\0" else self._current.count(start, end)
+
+    # -- the past
+
+    def _record_at(self, key: bytes, revision: int) -> bytes | None:
+        """What `key` had at a past revision that is not compacted."""
+        return self._undo(key, self._current.get(key), self._tombstones.get(key), revision)
+
+    def _records_at(self, start: bytes, end: bytes | None, revision: int) -> list[bytes]:
+        """What the keys of a range had at a past revision, in order of the keys."""
+        present = dict[bytes, tuple[bytes | None, bytes | None]]()
+        for key, record in self._current.items(start, end):
+            present[key] = (record, None)
+        for key, deletion in self._tombstones.items(start, end):
+            present[key] = (None, deletion)
+        found = []
+        for key in sorted(present):
+            record_now, deletion_now = present[key]
+            record_then = self._undo(key, record_now, deletion_now, revision)
+            if record_then is not None:
+                found.append(record_then)
+        return found
+
+    def _undo(self, key: bytes, record: bytes | None, deletion: bytes | None, revision: int) -> bytes | None:
+        """Follow the log back from what a key has now, a record or a deletion, to what it had at `revision`."""
+        before: bytes | None = None  # the place of the change that made what we hold is below this
+        while True:
+            if record is not None:
+                main = mod_revision_of(record)
+                if main <= revision:
+                    return record
+                place, entry = self._find_put(key, main, before)
+            elif deletion is not None:
+                place = deletion
+                if PLACE.unpack(place)[0] <= revision:
+                    return None
+                found = self._log.get(place)
+                assert found is not None and found[0] == DELETED, f"no deletion of {key!r} at {place.hex()}"
+                entry = found
+            else:
+                return None
+            before = place
+            kind = entry[0]
+            record = entry[1:] if kind in (PUT_OVER, DELETED) else None
+            deletion = entry[1 : 1 + PLACE_BYTES] if kind == PUT_AFTER_DELETE else None
+
+    def _find_put(self, key: bytes, main: int, before: bytes | None) -> tuple[bytes, bytes]:
+        """The last put of `key` within one main revision, below a place: its own place and log entry."""
+        first = _place(main, 0)
+        end = _place(main + 1, 0)
+        if before is not None and before < end:
+            end = before
+        pairs = self._log.items(first, end)
+        for place, entry in reversed(pairs):
+            kind = entry[0]
+            if kind == DELETED:
+                continue
+            own = entry[1:] if kind == PUT_NEW else entry[1 + PLACE_BYTES :] if kind == PUT_AFTER_DELETE else None
+            if (key_of(entry[1:]) if own is None else own) == key:
+                return place, entry
+        raise AssertionError(f"the log has no put of {key!r} at revision {main}")
+
+    # -- compaction
+
+    def _compact(self, revision: int) -> CompactResult | Refused:
+        if revision <= self._compact_revision:
+            return Refused(KvError.COMPACTED, self._revision)
+        if revision > self._revision:
+            return Refused(KvError.FUTURE_REVISION, self._revision)
+        self._compact_revision = revision
+        self._purging = True
+        self._changes.append(b"compact" + varint(revision))
+        return CompactResult(self._revision)
+
+    def compact_some(self, entries: int) -> bool:
+        """Purge up to so many compacted changes; whether some are left. No result of the machine depends on it.
+
+        `apply` does a slice of this on its own; an idle owner may call it to free the space sooner.
+        """
+        if self._purging:
+            done = self._purge(entries)
+            self._save_state()
+            self._store.commit(self._store.applied_index, done * 32)
+        return self._purging
+
+    def _purge(self, entries: int) -> int:
+        """Cut entries off the log's front, and the tombstones that only they needed."""
+        end = _place(max(self._compact_revision, 0), 0)
+        pairs = self._log.items(self._purge_from, end, limit=entries)
+        for place, entry in pairs:
+            self._log.delete(place)
+            if entry[0] == DELETED:
+                key = key_of(entry[1:])
+                if self._tombstones.get(key) == place:
+                    self._tombstones.delete(key)
+                    self._tombstone_count -= 1
+        if len(pairs) < entries:
+            self._purging = False
+        if pairs:
+            # Not to look through what is deleted and not yet off the disk each time.
+            self._purge_from = pairs[-1][0] + b"\0"
+        return len(pairs)
+
+    # -- captures
+
+    def capture(self) -> KvCapture:
+        return KvCapture(self._store.view())
+
+    def restore(self, index: int, chunks: Iterable[bytes]) -> None:
+        """See `machines.base.Machine.restore`. Not while a checkpoint is open. Captures taken before stay readable."""
+        replacement = self._store.replacement(index)
+        try:
+            read_capture(index, chunks, replacement)
+            replacement.commit()
+        finally:
+            replacement.abort()
+        self._attach()
+
+    # -- the annex
+
+    def annex_get(self, key: bytes) -> bytes | None:
+        return self._annex.get(key)
+
+    def annex_put(self, key: bytes, value: bytes) -> None:
+        assert key, "an annex key is not empty"
+        self._annex.put(key, value)
+
+    def annex_delete(self, key: bytes) -> None:
+        self._annex.delete(key)
+
+    def annex_items(self) -> list[tuple[bytes, bytes]]:
+        return self._annex.items()
+
+    # -- durability
+
+    def dirty_bytes(self) -> int:
+        return self._store.dirty_bytes()
+
+    def checkpoint(self) -> Checkpoint:
+        return self._store.checkpoint()
+
+    def checkpointed(self, checkpoint: Checkpoint) -> None:
+        self._store.checkpointed(checkpoint)
+
+    def close(self) -> None:
+        self._store.close()
+
+    # -- invariants
+
+    def validate(self) -> None:
+        """Check the whole state against itself, reading all of it. For tests, the simulator and `verify` commands."""
+        assert -1 <= self._compact_revision <= self._revision, (self._compact_revision, self._revision)
+        count = 0
+        for key, record in self._current.items():
+            kv = decode_key_value(record)
+            count += 1
+            assert kv.key == key, f"the record of {key!r} is of {kv.key!r}"
+            assert 1 < kv.create_revision <= kv.mod_revision <= self._revision, (kv, self._revision)
+            assert kv.version >= 1, kv
+            assert self._tombstones.get(key) is None, f"{key!r} exists and has a tombstone"
+        assert count == self._keys, f"{count} keys, and the machine counts {self._keys}"
+        tombstones = self._tombstones.items()
+        assert len(tombstones) == self._tombstone_count, (len(tombstones), self._tombstone_count)
+        for key, place in tombstones:
+            if PLACE.unpack(place)[0] > self._compact_revision:
+                entry = self._log.get(place)
+                assert entry is not None and entry[0] == DELETED, f"tombstone of {key!r} without its deletion"
+        last = (max(self._compact_revision, 1), 0)
+        for place, entry in self._log.items(_place(last[0] + 1, 0)):
+            main, sub = PLACE.unpack(place)
+            assert (main, sub) in ((last[0], last[1] + 1), (last[0] + 1, 0)), f"log: {last}, then {(main, sub)}"
+            last = (main, sub)
+            assert entry[0] in (PUT_NEW, PUT_OVER, PUT_AFTER_DELETE, DELETED), entry[0]
+        assert last[0] == self._revision, f"the log ends at {last}, the revision is {self._revision}"
+
+
+class _Writes:
+    """The place of the next change of the command under way."""
+
+    __slots__ = ("main", "sub")
+
+    def __init__(self, main: int) -> None:
+        self.main = main
+        self.sub = 0
+
+
+def _compare_one(compare: Compare, kv: KeyValue) -> bool:
+    """One key-value against a compare. As in etcd, for unknown numbers every key is equal and every test is met."""
+    operand = compare.operand
+    if compare.target == CompareTarget.VALUE:
+        wanted_value = operand if isinstance(operand, bytes) else b""
+        order = (kv.value > wanted_value) - (kv.value < wanted_value)
+    else:
+        wanted = operand if isinstance(operand, int) else 0
+        actual = {
+            CompareTarget.VERSION: kv.version,
+            CompareTarget.CREATE: kv.create_revision,
+            CompareTarget.MOD: kv.mod_revision,
+            CompareTarget.LEASE: kv.lease,
+        }.get(compare.target, wanted)  # type: ignore[call-overload]
+        order = (actual > wanted) - (actual < wanted)
+    if compare.result == CompareResult.EQUAL:
+        return order == 0
+    if compare.result == CompareResult.GREATER:
+        return order > 0
+    if compare.result == CompareResult.LESS:
+        return order < 0
+    if compare.result == CompareResult.NOT_EQUAL:
+        return order != 0
+    return True
+
+
+def _passes(request: Range, kv: KeyValue) -> bool:
+    """Whether the filters let a key-value through. Zero is no filter."""
+    return (
+        (not request.max_mod_revision or kv.mod_revision <= request.max_mod_revision)
+        and (not request.min_mod_revision or kv.mod_revision >= request.min_mod_revision)
+        and (not request.max_create_revision or kv.create_revision <= request.max_create_revision)
+        and (not request.min_create_revision or kv.create_revision >= request.min_create_revision)
+    )
+
+
+def _sorted(request: Range, records: list[bytes]) -> list[bytes]:
+    """Records in ascending order of keys, put into the order asked for. Equal ones stay in ascending order of keys."""
+    order = request.sort_order
+    if request.sort_target == SortTarget.KEY:
+        return records[::-1] if order == SortOrder.DESCEND else records
+    key = _SORT_KEYS[request.sort_target]
+    return sorted(records, key=lambda record: key(decode_key_value(record)), reverse=order == SortOrder.DESCEND)
