@@ -1,4 +1,4 @@
-"""Whatever message a member makes comes back equal, however the network cuts it; whatever bytes come, nothing else breaks."""
+"""Messages come back equal, however the network cuts them; whatever bytes come, nothing but a violation comes of it."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def appends(draw: st.DrawFn) -> AppendEntries:
     terms = sorted(draw(st.lists(u64, min_size=1, max_size=8)))
     previous, *others = terms
     index = draw(st.integers(0, U64_MAX - len(others)))
-    entries = tuple(
-        Entry(term, index + 1 + i, draw(st.integers(0, 3)), draw(payload)) for i, term in enumerate(others)
-    )
+    entries = tuple(Entry(term, index + 1 + i, draw(st.integers(0, 3)), draw(payload)) for i, term in enumerate(others))
     return AppendEntries(
         term=draw(st.integers(terms[-1], U64_MAX)),
         prev_log_index=index,

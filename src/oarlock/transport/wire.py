@@ -359,7 +359,7 @@ def decode_body(number: int, body: bytes | memoryview) -> Message:
     decode, build = known
     try:
         message: Message = build(decode(body))
-    except (RecursionError, OverflowError) as error:  # `msgspec.MsgspecError` is a `ValueError` already
+    except (ValueError, RecursionError, OverflowError) as error:  # `msgspec.MsgspecError` is a `ValueError`
         raise ValueError(f"message type {number}: {error}") from error
     return message
 

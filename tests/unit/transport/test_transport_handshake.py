@@ -38,7 +38,13 @@ def test_an_incarnation_that_is_not_known_yet_is_taken() -> None:
 @pytest.mark.parametrize(
     ("theirs", "known", "dialled", "reason", "text"),
     [
-        (replace(THEIRS, major_min=2, major_max=3), PEER, 0, "version", "versions 1 to 1, the other side 2 to 3: upgrade"),
+        (
+            replace(THEIRS, major_min=2, major_max=3),
+            PEER,
+            0,
+            "version",
+            "versions 1 to 1, the other side 2 to 3: upgrade",
+        ),
         (replace(THEIRS, major_min=0, major_max=0), PEER, 0, "version", "other side 0 to 0"),
         (replace(THEIRS, cluster_id=0xD), PEER, 0, "cluster", "is of cluster c, the other side of cluster d"),
         (replace(THEIRS, cluster_id=0xD, member_id=1), PEER, 0, "cluster", "check the peer URLs, the initial cluster"),

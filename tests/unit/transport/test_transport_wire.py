@@ -36,7 +36,9 @@ from oarlock.transport.wire import FrameParser, encode_frame, encode_raw
 
 GOLDEN = Path(__file__).parent / "golden" / "frames-v1.txt"
 
-SNAPSHOT = SnapshotMeta(index=9, term=3, configuration=Configuration.of_voters(1, 2, 3), size=70, digest=bytes(range(32)))
+SNAPSHOT = SnapshotMeta(
+    index=9, term=3, configuration=Configuration.of_voters(1, 2, 3), size=70, digest=bytes(range(32))
+)
 # One of each, and the ends of the ranges. The golden file has exactly these: never change one, add at the end.
 CORPUS: tuple[tuple[int, Message], ...] = (
     (0, RequestVote(term=7, last_log_index=300, last_log_term=6, pre_vote=True)),
