@@ -2,8 +2,8 @@
 
     python examples/python_client.py 127.0.0.1:2379
 
-It works against Oarlock and etcd alike. The message classes are those that Oarlock ships (`pip install "oarlock[server]"`);
-classes generated from etcd's own .proto files do as well.
+It works against Oarlock and etcd alike. The message classes are those that Oarlock ships in its `server` extra; classes
+generated from etcd's own .proto files do as well.
 """
 
 from __future__ import annotations

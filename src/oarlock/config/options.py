@@ -10,7 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from oarlock.config.values import BOOL, CLUSTER, DURATION, INT, MILLISECONDS, PATH, SIZE, TEXT, URLS, Cluster, Kind
+from oarlock.config.values import (
+    BOOL,
+    CLUSTER,
+    DURATION,
+    INT,
+    MILLISECONDS,
+    NAMES,
+    PATH,
+    SIZE,
+    TEXT,
+    URLS,
+    Cluster,
+    Kind,
+)
 
 SECTIONS: Mapping[str, str] = {
     "member": "this member: its name, its data and where it listens",
@@ -18,7 +31,7 @@ SECTIONS: Mapping[str, str] = {
     "consensus": "timing and rules of the Raft group",
     "limits": "bounds; what is beyond them is refused with a clear error",
     "security": "TLS towards clients and between members",
-    "observing": "logs and metrics",
+    "observing": "logs",
     "process": "how the process runs",
 }
 
@@ -248,6 +261,34 @@ class ServerConfig:
         maximum=1 << 46,
     )
 
+    max_concurrent_streams: int = _option(
+        INT,
+        1000,
+        "Requests that may be under way on one client connection.",
+        section="limits",
+        minimum=1,
+        maximum=100_000,
+    )
+    max_connections: int = _option(
+        INT, 10_000, "Open client connections.", etcd=False, section="limits", minimum=1, maximum=1_000_000
+    )
+    grpc_keepalive_interval: int = _option(
+        DURATION,
+        7_200_000,
+        "Silence after which a client's connection is asked for a sign of life.",
+        section="limits",
+        minimum=1000,
+        maximum=86_400_000,
+    )
+    grpc_keepalive_timeout: int = _option(
+        DURATION,
+        20_000,
+        "Time for that sign of life, before the connection is closed.",
+        section="limits",
+        minimum=1000,
+        maximum=3_600_000,
+    )
+
     # -- security
     cert_file: str = _option(PATH, "", "The certificate (PEM) shown to clients.", section="security")
     key_file: str = _option(PATH, "", "The private key (PEM) of `--cert-file`.", section="security")
@@ -256,6 +297,12 @@ class ServerConfig:
     )
     trusted_ca_file: str = _option(
         PATH, "", "The authority (PEM) that signs clients' certificates.", section="security"
+    )
+    host_whitelist: tuple[str, ...] = _option(
+        NAMES,
+        ("*",),
+        "Host names that HTTP requests may carry (`*`: any), against pages that rebind their name to this address.",
+        section="security",
     )
     peer_cert_file: str = _option(
         PATH,
@@ -288,22 +335,14 @@ class ServerConfig:
         choices=("text", "json"),
         aliases={"console": "text"},
     )
-    metrics: str = _option(
-        TEXT,
-        "basic",
-        "How much `/metrics` tells; `extensive` adds histograms of each RPC.",
-        section="observing",
-        choices=("basic", "extensive"),
-    )
-
     # -- process
     http2: str = _option(
         TEXT,
-        "ngh2",
-        "The HTTP/2 library: `ngh2` is fast; `h2` is pure Python, for platforms for which `ngh2` has no wheel.",
+        "auto",
+        "The HTTP/2 library: `ngh2` is fast, `h2` is pure Python; `auto` takes `ngh2` where it is installed.",
         etcd=False,
         section="process",
-        choices=("ngh2", "h2"),
+        choices=("auto", "ngh2", "h2"),
     )
     uvloop: bool = _option(
         BOOL,
@@ -377,13 +416,14 @@ ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
     "experimental-initial-corrupt-check": ("false", "true"),
     "experimental-watch-progress-notify-interval": ("0", "0s", "10m", "5s"),
     "force-new-cluster": ("false",),
-    "host-whitelist": ("*", ""),
+    "grpc-keepalive-min-time": ("5s",),
     "initial-election-tick-advance": ("true", "false"),
     "listen-metrics-urls": ("",),
     "log-outputs": ("default", "stderr", ""),
     "logger": ("zap",),
     "max-snapshots": ("5", "0"),
     "max-wals": ("5", "0"),
+    "metrics": ("basic",),
     "peer-auto-tls": ("false",),
     "peer-cert-allowed-cn": ("",),
     "peer-cert-allowed-hostname": ("",),

@@ -156,6 +156,22 @@ def parse_urls(value: object) -> tuple[str, ...]:
     return tuple(urls)
 
 
+def parse_names(value: object) -> tuple[str, ...]:
+    """Comma-separated host names, or a list of them; `*` stands for any, and nothing at all does too. (etcd's rule)"""
+    if isinstance(value, str):
+        texts: Sequence[object] = [part.strip() for part in value.split(",")] if value.strip() else ["*"]
+    elif isinstance(value, list | tuple):
+        texts = value or ["*"]
+    else:
+        _bad("a comma-separated list of host names", value)
+    for text in texts:
+        if not isinstance(text, str):
+            _bad("a host name", text)
+        if text != "*":
+            check_host(text)
+    return tuple(str(text) for text in texts)
+
+
 def check_member_name(name: str) -> None:
     if not name:
         raise ValueError("a member's name must not be empty")
@@ -249,4 +265,5 @@ SIZE = Kind("size", "BYTES", parse_size)
 MILLISECONDS = Kind("milliseconds", "MS", parse_milliseconds)
 DURATION = Kind("duration", "DURATION", parse_duration, show_duration)
 URLS = Kind("URLs", "URL,URL", parse_urls, show_urls)
+NAMES = Kind("host names", "NAME,NAME", parse_names, show_urls)
 CLUSTER = Kind("members", "NAME=URL,NAME=URL", parse_cluster, show_cluster)

@@ -28,8 +28,8 @@ def test_flags_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
     assert loaded.sources["name"].origin is Origin.FLAG
     assert str(loaded.sources["priority"]) == "environment OARLOCK_PRIORITY"
     assert str(loaded.sources["log_level"]) == f"file {file}"
-    assert loaded.sources["metrics"].origin is Origin.DEFAULT
-    assert loaded.config.metrics == "basic"
+    assert loaded.sources["storage"].origin is Origin.DEFAULT
+    assert loaded.config.storage == "lmdb"
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
@@ -45,6 +45,7 @@ def test_every_option_can_be_given_in_every_way(option: object, tmp_path: Path) 
         "milliseconds": "777",
         "duration": "7s",
         "URLs": "http://a:1,http://b:2",
+        "host names": "a.example.org,b",
         "members": "a=http://a:1,b=http://b:2",
     }[entry.kind.name]
     if entry.choices:
