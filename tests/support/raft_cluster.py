@@ -39,9 +39,11 @@ class Cluster:
         *,
         incarnations: bool = False,
     ) -> None:
+        self.seed = seed
+        self.starts = 0
         self.stage = Stage(
             initial,
-            rng=lambda node: random.Random(f"{seed}/{node}"),
+            rng=self._rng,
             options=options,
             chunk_bytes=chunk_bytes,
             incarnations=incarnations,
@@ -53,6 +55,10 @@ class Cluster:
             self.stage.start(node)
         self.tokens = 0
         self.removed: set[NodeId] = set()
+
+    def _rng(self, node: NodeId) -> random.Random:
+        self.starts += 1  # a process that starts again draws other numbers
+        return random.Random(f"{self.seed}/{node}/{self.starts}")
 
     # -- looking
 
@@ -185,7 +191,6 @@ class Walk(Cluster):
 
     def __init__(self, seed: int) -> None:
         rng = self.rng = random.Random(seed)
-        self.seed = seed
         voters = rng.choices([1, 2, 3, 4, 5, 6, 7], [5, 5, 45, 15, 25, 3, 2])[0]
         infos = [MemberInfo(id=n, priority=rng.choice([1, 1, 1, 2, 5])) for n in range(1, voters + 1)]
         if voters >= 3 and rng.random() < 0.15:

@@ -20,9 +20,9 @@ MEMBER_ID = 0x8E9E05C52164694D
 
 def make_machine() -> Any:
     """An empty in-memory key-value machine."""
-    from oarlock.machines.kv import KvMachine, MemoryStore
+    from oarlock.machines.kv.machine import KvMachine
 
-    return KvMachine(MemoryStore())
+    return KvMachine.in_memory()
 
 
 class SingleBackend:

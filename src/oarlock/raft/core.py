@@ -95,6 +95,7 @@ from oarlock.raft.types import (
 __all__ = ["Raft", "RaftConfig"]
 
 NEVER = 2**63 - 1  # a deadline that does not come
+READ_REQUEST_START_MAX = 2**48  # a process begins its read request numbers below this, at random
 PRIORITY_RANKS_MAX = 4  # how many ranks of priority lengthen an election timeout
 
 
@@ -180,7 +181,7 @@ class Raft:
         self._snapshot_started = False
 
         self._uncommitted_bytes = 0
-        self._reads = ReadQueue(config.reads_pending_max, now)
+        self._reads = ReadQueue(config.reads_pending_max, now, rng.randrange(READ_REQUEST_START_MAX))
         self._config_waits: list[tuple[int, Index]] = []
         self._transfer_watch: _TransferWatch | None = None
         self._connected: dict[NodeId, int] = {}  # incarnations as handshakes showed them
@@ -668,7 +669,10 @@ class Raft:
             self._trace("became_follower", ("leader", node_name(leader)))
         self.role = Follower()
         self._follow(leader)
-        self._draw_election_timeout()
+        if leader != NOBODY or not isinstance(was, Follower):
+            # A follower's timer runs on when it merely learns of a higher term (Raft 5.2): else a candidate that cannot win
+            # but times out first, again and again, would keep those who can from ever campaigning.
+            self._draw_election_timeout()
 
     def _follow(self, leader: NodeId) -> None:
         if leader != self.leader_id:
@@ -1110,7 +1114,10 @@ class Raft:
             # It answers heartbeats but has acknowledged nothing for a while: what was sent may be lost. An empty
             # message finds out; a refusal starts a probe.
             progress.last_append_at = self._now
-            self._send_append(sender, progress, empty=True)
+            if progress.next_index < self.log.first_index:
+                self._begin_snapshot(sender, progress)
+            else:
+                self._send_append(sender, progress, empty=True)
         self._confirm_reads(role)
 
     # ------------------------------------------------------------------ reads
@@ -1362,7 +1369,9 @@ class Raft:
         Differs from the paper: a hint from the network shortens the timeout. Elections stay as safe as ever; only a
         lease rests on followers' patience, so a leader that uses leases is given its full timeout.
         """
-        if peer == self.leader_id and isinstance(self.role, Follower) and not self._leader_uses_lease:
+        if peer == self.leader_id and isinstance(self.role, Follower) and not (
+            self._leader_uses_lease or self._now < self._patience_until
+        ):
             self._trace("leader_suspected", ("leader", node_name(peer)))
             self._suspect_until = self._now + self.config.election_timeout_ns
             interval = self.config.heartbeat_interval_ns
@@ -1629,7 +1638,8 @@ class Raft:
             return
         if not meta.has_file:
             info = meta.configuration.member(self.id) or self.configuration.member(self.id)
-            if info is None or info.role is not MemberRole.WITNESS:
+            # A witness that joins may not know that it is one: the snapshot's configuration can be older than its arrival.
+            if info is not None and info.role is not MemberRole.WITNESS:
                 self._ignore(sender, message, "a snapshot without data for a member that needs data")
                 return
             self._accept_snapshot(sender, meta)
@@ -1673,6 +1683,7 @@ class Raft:
         if meta.has_file:
             self.snapshot = meta
             self._restore = meta
+            self._snapshot_started = False  # the driver cannot capture what is about to be replaced: ask again if needed
         else:
             self.log.last_applied = meta.index
         self._configuration_in_force()

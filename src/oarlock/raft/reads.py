@@ -13,13 +13,15 @@ class ReadQueue:
 
     __slots__ = ("_asked_at", "_asked_tokens", "_limit", "_request", "_since", "_waiting", "asked_request")
 
-    def __init__(self, limit: int, now: int) -> None:
+    def __init__(self, limit: int, now: int, first_request: int) -> None:
+        """`first_request` differs from one process of this member to the next: an answer to a request of the process
+        before, still on its way, must not pass for an answer to one of ours."""
         self._limit = limit
         self._waiting: list[int] = []
         self._asked_tokens: list[int] = []
         self._asked_at = now
         self._since = now
-        self._request = 0
+        self._request = first_request
         self.asked_request = 0  # 0: nothing is under way
 
     def __len__(self) -> int:

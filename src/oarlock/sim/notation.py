@@ -108,13 +108,13 @@ def message_text(message: ms.Message) -> str:
         case ms.TransferLeadership():
             return f"{head} target {message.target}"
         case ms.ReadIndex():
-            return f"{head} request {message.request}"
+            return head  # its request number begins anywhere
         case ms.ReadIndexReply():
-            return f"{head} request {message.request} index {message.index}"
+            return f"{head} index {message.index}"
         case ms.Propose():
-            return f"{head} request {message.request} {len(message.payload)} bytes"
+            return f"{head} {len(message.payload)} bytes"
         case ms.ProposeReply():
-            return f"{head} request {message.request} {message.reason}"
+            return f"{head} {message.reason}"
 
 
 def answer_text(answer: Answer) -> str:

@@ -26,6 +26,7 @@ from oarlock.raft.types import (
     EntryKind,
     HardState,
     Index,
+    MemberRole,
     NodeId,
     SnapshotMeta,
     Term,
@@ -321,9 +322,11 @@ class Stage:
         if disk.machine is not None:
             machine = replace(disk.machine)
         if ledger.snapshot.index > machine.index:
-            assert ledger.snapshot.has_file, "a mark stands for state that is durable in the machine"
-            data = disk.files[ledger.snapshot.index, ledger.snapshot.term]
-            machine = load_state(data, ledger.snapshot.configuration)
+            if ledger.snapshot.has_file:
+                data = disk.files[ledger.snapshot.index, ledger.snapshot.term]
+                machine = load_state(data, ledger.snapshot.configuration)
+            else:
+                machine = self._witnessed(actor, ledger.snapshot)
         actor.machine = machine
         actor.tasks.clear()
         actor.chunks.clear()
@@ -363,6 +366,13 @@ class Stage:
         self._incarnations += 1
         self.actors[node] = fresh = Actor(node, actor.initial if initial is None else initial, self._incarnations)
         fresh.clock = actor.clock
+
+    @staticmethod
+    def _witnessed(actor: Actor, snapshot: SnapshotMeta) -> State:
+        """What a witness has in place of a machine: it skips what a snapshot without a file stands for."""
+        info = snapshot.configuration.member(actor.id)
+        assert info is None or info.role is MemberRole.WITNESS, f"member {actor.id} skips to {snapshot.index}"
+        return State(snapshot.index, snapshot.term, 0, snapshot.configuration, stripped=True)
 
     def _disk_identity(self, actor: Actor) -> int:
         return actor.incarnation if self.incarnations else 0
@@ -410,6 +420,9 @@ class Stage:
                 if self.event_hook is not None and cut:
                     self.event_hook(f"{actor.id} cut {' '.join(map(str, cut))}")
                 actor.disk.pending.append(effect)
+                if effect.reset_log and effect.snapshot is not None and not effect.snapshot.has_file:
+                    actor.tasks.clear()
+                    actor.machine = self._witnessed(actor, effect.snapshot)
             case ev.ReleaseLog():
                 actor.mirror.release(effect.index)
                 actor.disk.pending.append(effect)
@@ -533,10 +546,15 @@ class Stage:
         self.submit(node, ev.ChunkWritten(chunk.sender, meta, offset, complete))
         return True
 
-    def take_snapshot(self, node: NodeId, *, mark: bool = False) -> SnapshotMeta:
-        """Capture the machine and write it: to a file, or (`mark`) to the machine's own store."""
+    def take_snapshot(self, node: NodeId, *, mark: bool = False) -> SnapshotMeta | None:
+        """Capture the machine and write it: to a file, or (`mark`) to the machine's own store.
+
+        Returns None without an effect while the machine waits to be replaced by a newer snapshot than it holds.
+        """
         actor = self.actors[node]
         machine = actor.machine
+        if machine.index < actor.core.log.snapshot_index:
+            return None
         meta = actor.core.snapshot_meta(machine.index)
         if mark:
             actor.disk.machine = replace(machine)
