@@ -47,9 +47,9 @@ class Operation:
             raise ValueError(f"an operation ends before it starts: {self}")
 
     def __str__(self) -> str:
-        until = "..." if self.end is None else f"{self.end:g}"
+        until = "..." if self.end is None else f"{self.end:.10g}"
         where = "" if self.key is None else f" {self.key!r}"
-        return f"[{self.start:g}, {until}] process {self.process}{where}: {self.call!r} -> {self.result!r}"
+        return f"[{self.start:.10g}, {until}] process {self.process}{where}: {self.call!r} -> {self.result!r}"
 
 
 class Recorder:
