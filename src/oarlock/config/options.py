@@ -307,12 +307,17 @@ class ServerConfig:
     peer_cert_file: str = _option(
         PATH,
         "",
-        "The certificate (PEM) shown to other members. It must carry this member's identity.",
+        "The certificate (PEM) shown to other members. It must carry this member's name: a subjectAltName "
+        "`URI:oarlock://member/NAME` or `DNS:NAME`.",
         section="security",
     )
     peer_key_file: str = _option(PATH, "", "The private key (PEM) of `--peer-cert-file`.", section="security")
     peer_client_cert_auth: bool = _option(
-        BOOL, False, "Ask members for a certificate signed by `--peer-trusted-ca-file`.", section="security"
+        BOOL,
+        False,
+        "Ask members for a certificate signed by `--peer-trusted-ca-file`. With `https` between members this is always "
+        "done; the flag is accepted so that etcd's command lines work.",
+        section="security",
     )
     peer_trusted_ca_file: str = _option(
         PATH, "", "The authority (PEM) that signs members' certificates.", section="security"

@@ -35,6 +35,7 @@ _TAIL = """\
 - `initial-cluster` contains this member's `name` with exactly its `initial-advertise-peer-urls`, and no URL twice.
 - An address others cannot reach (`0.0.0.0`, `[::]`) is good for listening and refused for advertising.
 - `https` needs a certificate and its key; a certificate needs `https`; `client-cert-auth` needs an authority.
+- Between members `https` always goes both ways: it needs `peer-trusted-ca-file`.
 
 ## Flags of etcd without a counterpart
 

@@ -150,8 +150,16 @@ def _check_tls(config: ServerConfig) -> None:
             raise ConfigurationError(
                 f"{prefix}cert-file is given, but {which} is http: write https there, or leave the certificate out"
             )
+        option = f"{prefix}client-cert-auth"
+        if authenticate and not secure:
+            raise ConfigurationError(f"{option} is on, but {which} is http: nobody could be asked for a certificate")
         if authenticate and not authority:
-            name = "peer-client-cert-auth" if prefix else "client-cert-auth"
-            raise ConfigurationError(f"{name} is on, which needs {prefix}trusted-ca-file")
+            raise ConfigurationError(f"{option} is on, which needs {prefix}trusted-ca-file")
+        if authority and not cert:
+            raise ConfigurationError(f"{prefix}trusted-ca-file is given without {prefix}cert-file: TLS needs both")
+    if config.peer_cert_file and not config.peer_trusted_ca_file:
+        raise ConfigurationError(
+            "peer-cert-file is given without peer-trusted-ca-file: members always check each other's certificates"
+        )
     if urlsplit(config.listen_peer_urls[0]).scheme != urlsplit(config.initial_advertise_peer_urls[0]).scheme:
         raise ConfigurationError("listen-peer-urls and initial-advertise-peer-urls must both be http or both be https")

@@ -18,6 +18,8 @@ GOOD = {
     "listen-client-urls": "http://0.0.0.0:2379",
     "advertise-client-urls": "http://h1:2379",
 }
+HTTPS = {"listen-client-urls": "https://a:1", "cert-file": "c", "key-file": "k"}
+PEER_HTTPS = {"listen-peer-urls": "https://a:1", "peer-cert-file": "c", "peer-key-file": "k"}
 
 
 def test_a_good_configuration_passes() -> None:
@@ -58,10 +60,16 @@ def test_the_bound_on_members_is_that_of_the_core() -> None:
         ({"cert-file": "c"}, "cert-file is given without key-file"),
         ({"peer-key-file": "k"}, "peer-key-file is given without peer-cert-file"),
         ({"cert-file": "c", "key-file": "k"}, "cert-file is given, but listen-client-urls is http"),
-        ({"client-cert-auth": "true"}, "needs trusted-ca-file"),
-        ({"peer-client-cert-auth": "true"}, "needs peer-trusted-ca-file"),
+        ({"client-cert-auth": "true"}, "nobody could be asked"),
+        ({**HTTPS, "client-cert-auth": "true"}, "client-cert-auth is on, which needs trusted-ca-file"),
+        ({"peer-client-cert-auth": "true"}, "nobody could be asked"),
+        ({"trusted-ca-file": "ca"}, "trusted-ca-file is given without cert-file"),
         (
             {"listen-peer-urls": "https://a:1", "peer-cert-file": "c", "peer-key-file": "k"},
+            "peer-cert-file is given without peer-trusted-ca-file",
+        ),
+        (
+            {**PEER_HTTPS, "peer-trusted-ca-file": "ca"},
             "must both be http or both be https",
         ),
     ],
