@@ -59,6 +59,8 @@ _MemberListResponse = proto.message("etcdserverpb.MemberListResponse")
 _StatusRequest = proto.message("etcdserverpb.StatusRequest")
 _StatusResponse = proto.message("etcdserverpb.StatusResponse")
 _MoveLeaderRequest = proto.message("etcdserverpb.MoveLeaderRequest")
+_AlarmRequest = proto.message("etcdserverpb.AlarmRequest")
+_ALARM_GET = 0
 _HealthCheckRequest = proto.message("grpc.health.v1.HealthCheckRequest")
 _HealthCheckResponse = proto.message("grpc.health.v1.HealthCheckResponse")
 _SERVING = 1
@@ -105,6 +107,7 @@ class EtcdService:
             ("etcdserverpb.KV", "Compact"): self._compact,
             ("etcdserverpb.Cluster", "MemberList"): self._member_list,
             ("etcdserverpb.Maintenance", "Status"): self._status,
+            ("etcdserverpb.Maintenance", "Alarm"): self._alarm,
             ("etcdserverpb.Maintenance", "MoveLeader"): self._move_leader,
             ("grpc.health.v1.Health", "Check"): self._health_check,
         }
@@ -266,13 +269,16 @@ class EtcdService:
 
     def _evaluate(self, txn: Txn, revision: int) -> TxnResult:
         """A read-only transaction on the present state. Raises `RpcError` for a range that cannot be read."""
-        succeeded = all([self._holds(compare) for compare in txn.compare])
+        succeeded = all(self._holds(compare) for compare in txn.compare)
         result = TxnResult(revision, succeeded, [])
         for op in txn.success if succeeded else txn.failure:
             if isinstance(op, Txn):
                 result.responses.append(self._evaluate(op, revision))
                 continue
             assert isinstance(op, Range), f"{op} in a read-only transaction"
+            if op.revision < 0 and op.revision < (self._kv.compact_revision or -1):
+                # etcd takes a negative revision as "now" in a Range of its own, but compares it in a transaction.
+                raise RpcError(*errors.COMPACTED)
             answer = self._kv.range(op)
             if isinstance(answer, Refused):
                 raise RpcError(*errors.of_kv_error(answer.error))
@@ -327,6 +333,16 @@ class EtcdService:
         response.errors.extend(view.errors)
         call.reply(response.SerializeToString())
 
+    def _alarm(self, call: Call, message: bytes) -> None:
+        """This version raises no alarms; clients ask for the list to judge a member's health."""
+        if _parse(_AlarmRequest, message).action != _ALARM_GET:
+            _not_served(call, message)
+        self._may_serve(call)
+        self._read(call, self._answer_alarm)
+
+    def _answer_alarm(self, call: Call) -> None:
+        call.reply(self._header(self._kv.revision, self._backend.term))
+
     def _move_leader(self, call: Call, message: bytes) -> None:
         request = _parse(_MoveLeaderRequest, message)
         self._may_serve(call)
@@ -340,7 +356,6 @@ class EtcdService:
     def _move_leader_done(self, call: Call, error: RaftError | None) -> None:
         match error:
             case None:
-                # MoveLeaderResponse's only field is a header, which etcd fills too.
                 call.reply(self._header(self._kv.revision, self._backend.term))
             case NotLeader():
                 call.fail(*errors.NOT_LEADER)

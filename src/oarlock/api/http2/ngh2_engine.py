@@ -16,7 +16,7 @@ CONTINUATIONS_MAX = 8  # CONTINUATION frames of one header block
 class Ngh2Engine:
     """See `engine.Engine`."""
 
-    __slots__ = ("_connection", "_sink", "_data_to_send", "_receive", "_events")
+    __slots__ = ("_connection", "_sink", "_data_to_send", "_receive", "_events", "_ready", "_headed")
 
     def __init__(self, sink: EngineSink, limits: Limits) -> None:
         configuration = ngh2.Configuration(
@@ -34,6 +34,8 @@ class Ngh2Engine:
         connection.set_local_window_size(limits.connection_window_bytes)
         self._connection = connection
         self._sink = sink
+        self._ready = b""  # taken from ngh2 already, because what came next would have overtaken it
+        self._headed = 0  # the stream of the last complete `head`
         self._receive = connection.receive_data
         self._events = connection.events
         self._data_to_send = connection.data_to_send
@@ -75,6 +77,9 @@ class Ngh2Engine:
                 pass  # window updates, priorities and alternative services change nothing for us
 
     def take(self, amount: int) -> bytes:
+        if self._ready:
+            ready, self._ready = self._ready, b""
+            return ready + self._data_to_send(amount)
         return self._data_to_send(amount)
 
     def answer(self, stream_id: int, headers: Iterable[tuple[bytes, bytes]], body: bytes,
@@ -92,6 +97,8 @@ class Ngh2Engine:
             self._connection.send_response(stream_id, headers, end_stream=end_stream)
         except ngh2.NGH2Error:
             return  # as in `answer`
+        if end_stream:
+            self._headed = stream_id
 
     def body(self, stream_id: int, data: bytes) -> None:
         try:
@@ -106,6 +113,8 @@ class Ngh2Engine:
             return  # as in `answer`
 
     def reset(self, stream_id: int, error_code: int) -> None:
+        if self._headed == stream_id:
+            self._ready += self._data_to_send()  # libnghttp2 drops what it has queued for a stream that is reset
         try:
             self._connection.reset_stream(stream_id, error_code)
         except ngh2.NGH2Error:
