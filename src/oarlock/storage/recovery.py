@@ -199,6 +199,8 @@ def read_log(
                     raise corrupt(file, record.offset, str(error)) from error
                 if observer is not None:
                     observer(segment, record)
+            if head and len(records) != len(replay) + 1:
+                raise corrupt(file, end, f"the head of the segment tells of {len(records) - 1} groups out of {len(replay)}")
             chain, batch, end = records[-1].crc, batch + 1, aligned(records[-1].end)
             head = False
         bad, reason = records

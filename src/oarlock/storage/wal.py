@@ -345,12 +345,11 @@ class WriteAheadLog:
 
     def _encode(self, item: _Item) -> None:
         group = item.group
-        written = self._written.get(group)
-        if written is None:
-            written = self._written[group] = _Written()
+        written = self._written.get(group) or _Written()  # entered only after its first record: see `_cut`
         if item.snapshot is not None:
             mark = item.snapshot
             self._put(SNAPSHOT, RESET if item.reset else 0, 0, group, mark.index, mark.term, pack_mark(mark))
+            self._written[group] = written
             written.snapshot = mark
             self._new_marks[group] = mark.index
             if item.reset:
@@ -359,6 +358,7 @@ class WriteAheadLog:
         if item.hard_state is not None:
             hard = item.hard_state
             self._put(HARD_STATE, 0, 0, group, hard.commit, hard.term, pack_vote(hard))
+            self._written[group] = written
             written.hard_state = hard
         for entry in item.entries:
             index = entry.index
@@ -369,6 +369,7 @@ class WriteAheadLog:
                 self._put(ENTRY, 0, entry.kind, group, index, entry.term, entry.payload)
             self._segments[-1].last_index[group] = written.last_index = index
             written.last_term = entry.term
+            self._written[group] = written
 
     def _put(
         self, record_type: int, flags: int, kind: int, group: GroupId, index: Index, term: Term, payload: bytes
