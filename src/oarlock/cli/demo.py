@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol
 
 import click
 
+from oarlock.cli.exits import Exit
 from oarlock.cli.local_cluster import (
     ClusterError,
     LocalCluster,
@@ -516,8 +517,7 @@ def demo(*, as_json: bool, stay: bool | None, server: str) -> None:
     """A three-member cluster on this machine: load real data, kill the leader, compare everything.
 
     Loads the airports of the world with a stock etcdctl, kills the leader with SIGKILL in the middle, restarts it, and
-    compares every key on every member with the source. Exits with 0 if nothing was lost and nothing doubled, with 1 if
-    something was, with 2 if something needed is missing.
+    compares every key on every member with the source.
     """
     terminal = sys.stdout.isatty() and not as_json
     stays = terminal if stay is None else stay
@@ -527,7 +527,7 @@ def demo(*, as_json: bool, stay: bool | None, server: str) -> None:
         etcdctl = find_program("etcdctl")
     except (DemoFailed, ProgramMissing) as error:
         click.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+        raise SystemExit(Exit.CONFIGURATION) from None
     with _terminated_as_interrupted():
         try:
             with LocalCluster(program, MEMBERS) as cluster:
@@ -541,12 +541,12 @@ def demo(*, as_json: bool, stay: bool | None, server: str) -> None:
                         threading.Event().wait()
         except KeyboardInterrupt:
             click.echo("interrupted; the cluster is stopped", err=True)
-            raise SystemExit(130) from None
-    raise SystemExit(0 if summary.ok else 1)
+            raise SystemExit(Exit.INTERRUPTED) from None
+    raise SystemExit(Exit.CLEAN if summary.ok else Exit.HALTED)
 
 
 def _tell(cluster: LocalCluster, client: Etcdctl, data: Mapping[str, str], *, as_json: bool, terminal: bool) -> Summary:
-    """Run it with the right kind of progress, print the outcome; on failure print the logs' ends and exit with 1."""
+    """Run it with the right kind of progress, print the outcome; on failure print the ends of the logs and exit."""
     try:
         if terminal and importlib.util.find_spec("rich") is not None:
             rich_show = RichShow()
@@ -556,7 +556,7 @@ def _tell(cluster: LocalCluster, client: Etcdctl, data: Mapping[str, str], *, as
             summary, differences = run_demo(cluster, client, data, PlainShow(stderr=as_json))
     except (DemoFailed, ClusterError) as error:
         click.echo(f"error: {error}\n{cluster.logs()}", err=True)
-        raise SystemExit(1) from None
+        raise SystemExit(Exit.HALTED) from None
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=2))
     else:
