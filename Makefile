@@ -13,7 +13,9 @@ TEST_PROCESSES ?= 2
 SOAK_SECONDS ?= 600
 PYTEST := $(BIN)/python -m pytest
 # the source files, for the checks that take them; benchmarks and examples are Python too
-CODE := src tests examples benchmarks docs/conf.py
+CODE := $(wildcard src tests examples benchmarks tools docs/conf.py)
+# what `make check` runs: everything that is quick
+FAST := $(wildcard tests/unit tests/paper tests/scenarios tests/simulation tests/test_architecture.py tests/test_docs.py)
 
 .PHONY: help run test check soak bench docs bless format clean
 
@@ -63,7 +65,7 @@ check: $(VENV)/.dev  ## format, lint, types and the fast tests (about a minute):
 	@$(BIN)/ruff format --check $(CODE)
 	@$(BIN)/ruff check $(CODE)
 	@$(BIN)/mypy
-	@$(PYTEST) tests -n $(TEST_PROCESSES) --dist loadgroup -m "not soak and not system and not slow" -q $(ARGS)
+	@$(PYTEST) $(FAST) -n $(TEST_PROCESSES) --dist loadgroup -m "not soak and not system and not slow" -q $(ARGS)
 
 soak: $(VENV)/.dev  ## the long tests; SOAK_SECONDS=3600 for an hour each
 	@SOAK_SECONDS=$(SOAK_SECONDS) $(PYTEST) tests -m soak --timeout=0 $(ARGS)

@@ -9,7 +9,7 @@ from oarlock.errors import ConfigurationError
 
 
 def client_tls(config: ServerConfig) -> ssl.SSLContext | None:
-    """The context for `https` client URLs; None when none is configured. Raises `ConfigurationError` naming the file."""
+    """The context for `https` client URLs; None without a certificate. `ConfigurationError` names the unusable file."""
     if not config.cert_file:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
