@@ -44,6 +44,11 @@ class Call:
         """The client asked to be refused while there is no leader (metadata `hasleader`)."""
         return self.route.need_leader
 
+    @property
+    def request_ended(self) -> bool:
+        """Whether all of the request has come."""
+        return self.size == HANDED_OVER
+
     def reply(self, message: bytes) -> None:
         """End the call with a message and status OK."""
         if self.open:
@@ -62,7 +67,7 @@ class Call:
                 connection.engine.trailers(self.stream_id, trailers)
             else:
                 connection.engine.head(self.stream_id, RESPONSE_HEADERS + trailers, True)
-                if self.size != HANDED_OVER and self.method.unary is not None:
+                if not self.request_ended:
                     connection.engine.reset(self.stream_id, 0)  # NO_ERROR: the rest of the request is not wanted
             connection.forget(self)
             connection.touch()
@@ -127,6 +132,10 @@ class StreamCall(Call):
                 engine.trailers(self.stream_id, TRAILERS_OK)
             self.connection.forget(self)
             self.connection.touch()
+
+    @property
+    def request_ended(self) -> bool:
+        return self._ended
 
     # -- the connection's side
     def put(self, message: bytes) -> None:

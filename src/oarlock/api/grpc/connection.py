@@ -141,7 +141,7 @@ class GrpcConnection(Http2Connection):
             call.end()
             return
         parts = call.parts
-        if parts is None:
+        if not parts:
             self._broken(call, "the request has no message")
         elif len(parts) < 5 or len(parts) != call.size:
             self._broken(call, "the request ends inside its message")
