@@ -724,7 +724,12 @@ class Raft:
             self._ignore(sender, message, "not a peer, or its disk was replaced")
             return
         committed = self.committed_configuration
-        if sender in committed.removed and not committed.joint and sender != self.leader_id:
+        if (
+            sender in committed.removed
+            and not committed.joint
+            and sender != self.leader_id
+            and not self._departs(sender, message)
+        ):
             # It may not disturb the others (diss. 4.2.3). The leader that led its own removal is heard to its end.
             self._ignore(sender, message, "removed from the group")
             return
@@ -774,6 +779,15 @@ class Raft:
                 self._ignore(sender, message, "proposals are the replica's business")
             case _:
                 assert_never(message)
+
+    def _departs(self, sender: NodeId, message: Message) -> bool:
+        """Whether a removed member answers what it is still sent: the entry that removes it, and that this is committed."""
+        return (
+            isinstance(self.role, Leader)
+            and sender in self.role.departing
+            and isinstance(message, AppendEntriesReply | InstallSnapshotReply)
+            and message.term == self.current_term
+        )
 
     def _ignore(self, sender: NodeId, message: Message, reason: str) -> None:
         self.ignored_messages += 1

@@ -415,12 +415,14 @@ class Player:
         for other in stage.actors.values():
             if other.raft is not None and other.id != node and isinstance(other.raft.role, Follower):
                 other.clock = max(other.clock, min(other.raft.next_deadline() - 1, other.clock + patience))
-        if actor.raft is None or not isinstance(actor.raft.role, Follower):
-            self._fail(1, f"member {node} is no follower")
+        raft = actor.core
+        if raft.is_leader:
+            self._fail(1, f"member {node} leads")
+        raft.take_traces()
         for _ in range(CAMPAIGN_TRIES_MAX):
-            actor.clock = max(actor.clock, actor.raft.next_deadline())
+            actor.clock = max(actor.clock, raft.next_deadline())
             stage.submit(node, ev.TimePassed())
-            if actor.raft is None or not isinstance(actor.raft.role, Follower):
+            if any(trace.event in ("became_precandidate", "became_candidate") for trace in raft.take_traces()):
                 return
         self._fail(1, f"member {node} does not campaign (a learner, a witness, priority 0?)")
 
