@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -286,6 +287,7 @@ def test_a_port_in_use_is_an_error_and_leaves_nothing_open(run: Run, kit: Any) -
     run(test)
 
 
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
 def test_close_leaves_no_socket_open_and_may_be_repeated(run: Run, kit: Any) -> None:
     async def test() -> None:
         before = set(os.listdir("/proc/self/fd"))
@@ -295,6 +297,27 @@ def test_close_leaves_no_socket_open_and_may_be_repeated(run: Run, kit: Any) -> 
                 await a.transport.close()
         await asyncio.sleep(0)
         assert len(os.listdir("/proc/self/fd")) <= len(before) + 1
+
+    run(test)
+    gc.collect()  # a socket that nobody closed complains now
+
+
+def test_a_peer_that_calls_is_called_back_at_once(run: Run, kit: Any) -> None:
+    """A member that starts again must not wait until the others' pauses between dials are over."""
+
+    async def test() -> None:
+        limits = kit.quick(reconnect_min_s=60.0, reconnect_max_s=60.0)
+        a, b, port = kit.Node(1, limits=limits), kit.Node(2), free_port()
+        try:
+            await a.listen()
+            a.transport.set_peers([PeerAddress(2, "m2", (f"http://127.0.0.1:{port}",))])
+            await kit.until(lambda: a.transport.stats()[2].last_error)
+            await b.listen(port)
+            b.transport.set_peers([a.address])
+            await kit.until(lambda: a.reaches(2))
+        finally:
+            await a.transport.close()
+            await b.transport.close()
 
     run(test)
 
