@@ -136,7 +136,7 @@ class EtcdClient:
             options=[
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.initial_reconnect_backoff_ms", 50),
-                ("grpc.min_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 2000),  # how long an attempt to connect may take
                 ("grpc.max_reconnect_backoff_ms", 200),
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.enable_retries", 0),
