@@ -1,4 +1,5 @@
-"""The write-ahead log against lists: Hypothesis appends, cuts, resets, marks, releases, syncs, reopens, kills, pulls the plug."""
+"""The write-ahead log against lists: Hypothesis appends, cuts, resets, marks, releases, syncs, reopens, kills, pulls
+the plug."""
 
 from __future__ import annotations
 
@@ -49,7 +50,11 @@ class LogModel(RuleBasedStateMachine):
         state = self.now(group)
         return max(state.entries[-1].term if state.entries else state.snapshot.term, 1)
 
-    @rule(group=GROUPS, sizes=st.lists(st.sampled_from([0, 1, 30, 400, 464, 900, 5000]), min_size=1, max_size=4), up=st.integers(0, 1))
+    @rule(
+        group=GROUPS,
+        sizes=st.lists(st.sampled_from([0, 1, 30, 400, 464, 900, 5000]), min_size=1, max_size=4),
+        up=st.integers(0, 1),
+    )
     def append(self, group: int, sizes: list[int], up: int) -> None:
         first = self.now(group).last_index + 1
         term = self.last_term(group) + up
@@ -69,7 +74,9 @@ class LogModel(RuleBasedStateMachine):
     def vote(self, group: int, up: int, vote: int, commit: int) -> None:
         state = self.now(group)
         old = state.hard_state
-        hard = HardState(old.term + up, vote if up or not old.vote else old.vote, min(state.last_index, old.commit + commit))
+        hard = HardState(
+            old.term + up, vote if up or not old.vote else old.vote, min(state.last_index, old.commit + commit)
+        )
         hard = HardState(hard.term, hard.vote, max(hard.commit, old.commit))
         self.log.append(group, hard, ())
         self.step(group).hard_state = hard
@@ -126,7 +133,10 @@ class LogModel(RuleBasedStateMachine):
             if (found.hard_state, found.snapshot) != (state.hard_state, state.snapshot):
                 return False
             needed = [e for e in state.entries if e.index > min(self.released.get(group, 0), state.snapshot.index)]
-            if len(found.entries) < len(needed) or found.entries != state.entries[len(state.entries) - len(found.entries) :]:
+            if (
+                len(found.entries) < len(needed)
+                or found.entries != state.entries[len(state.entries) - len(found.entries) :]
+            ):
                 return False
         return True
 
@@ -168,5 +178,8 @@ class LogModel(RuleBasedStateMachine):
 
 TestLogModel = LogModel.TestCase
 TestLogModel.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -1,7 +1,8 @@
 """`oarlock wal verify|dump`: look at a write-ahead log without changing it.
 
-Exit codes of both: 0 the log is clean; 1 it has a torn tail, which the next start cuts; 2 it is rotten; 3 it could not be
-looked at (no log there, a server is using it, a newer format, a wrong argument to the command itself is click's 2).
+Exit codes of both: 0 the log is clean; 1 it has a torn tail, which the next start cuts; 2 it is rotten; 3 it could
+not be looked at (no log there, a server is using it, a newer format, a wrong argument to the command itself is
+click's 2).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def wal() -> None:
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def verify(path: str, as_json: bool) -> None:
-    """Read the whole log in PATH and say whether it is clean (exit 0), has a torn tail that the next start cuts (1), or is
-    rotten (2: with file, offset and what to do). 3: it could not be looked at."""
+    """Read the whole log in PATH and say whether it is clean (exit 0), has a torn tail that the next start cuts (1),
+    or is rotten (2: with file, offset and what to do). 3: it could not be looked at."""
     image, code, report = _read(path, None)
     if image is not None:
         report |= {
@@ -65,12 +66,14 @@ def verify(path: str, as_json: bool) -> None:
         if image is not None:
             click.echo(
                 f"cluster {report['cluster_id']} member {report['member_id']} incarnation {report['incarnation']}: "
-                f"{report['segments']} segments, {report['batches']} batches, known to be synced up to batch {report['synced_batch']}"
+                f"{report['segments']} segments, {report['batches']} batches, known to be synced up to batch "
+                f"{report['synced_batch']}"
             )
             for group, state in report["groups"].items():
                 log = f"log {state['first']} to {state['last']}" if state["last"] else "log empty"
                 click.echo(
-                    f"group {group}: t{state['term']} vote {state['vote']} commit {state['commit']} snapshot {state['snapshot']} {log}"
+                    f"group {group}: t{state['term']} vote {state['vote']} commit {state['commit']} snapshot "
+                    f"{state['snapshot']} {log}"
                 )
     raise SystemExit(code)
 
@@ -98,7 +101,9 @@ def _read(path: str, observer: Callable[[Segment, Record], None] | None) -> tupl
     report: dict[str, Any] = {"path": path, "verdict": "", "message": "", "file": "", "offset": None}
     try:
         if disk.is_locked(f"{path}/{LOCK_NAME}"):
-            raise StorageError(f"a server is using {path}: stop it first, or look at a copy of the directory", path=path)
+            raise StorageError(
+                f"a server is using {path}: stop it first, or look at a copy of the directory", path=path
+            )
         image = read_log(disk, path, observer=observer)
     except Corrupt as error:
         report |= {"verdict": "rotten", "message": str(error), "file": error.path, "offset": error.offset}
@@ -121,19 +126,38 @@ def _read(path: str, observer: Callable[[Segment, Record], None] | None) -> tupl
 def _fields(segment: Segment, record: Record) -> dict[str, Any]:
     fields: dict[str, Any] = {"file": segment.name, "offset": record.offset, "batch": record.batch}
     if record.type == ENTRY:
-        kind = EntryKind(record.kind).name.lower() if record.kind in EntryKind.__members__.values() else str(record.kind)
+        kind = (
+            EntryKind(record.kind).name.lower() if record.kind in EntryKind.__members__.values() else str(record.kind)
+        )
         fields |= {"type": "entry", "group": record.group, "entry": f"{record.term}.{record.index}", "kind": kind}
         fields |= {"bytes": len(record.payload), "cut": bool(record.flags & CUT)}
     elif record.type == HARD_STATE:
         vote = int.from_bytes(record.payload, "little")
-        fields |= {"type": "hard-state", "group": record.group, "term": record.term, "vote": f"{vote:x}", "commit": record.index}
+        fields |= {
+            "type": "hard-state",
+            "group": record.group,
+            "term": record.term,
+            "vote": f"{vote:x}",
+            "commit": record.index,
+        }
     elif record.type == SNAPSHOT:
         mark = unpack_mark(bytes(record.payload))
-        fields |= {"type": "snapshot", "group": record.group, "snapshot": f"{mark.term}.{mark.index}", "bytes": mark.size}
+        fields |= {
+            "type": "snapshot",
+            "group": record.group,
+            "snapshot": f"{mark.term}.{mark.index}",
+            "bytes": mark.size,
+        }
         fields |= {"members": len(mark.configuration.members), "reset": bool(record.flags & RESET)}
     elif record.type == GROUP:
         hard, mark = unpack_group(bytes(record.payload))
-        fields |= {"type": "head", "group": record.group, "term": hard.term, "vote": f"{hard.vote:x}", "commit": hard.commit}
+        fields |= {
+            "type": "head",
+            "group": record.group,
+            "term": hard.term,
+            "vote": f"{hard.vote:x}",
+            "commit": hard.commit,
+        }
         fields |= {"snapshot": f"{mark.term}.{mark.index}", "last": f"{record.term}.{record.index}"}
     else:
         fields |= {"type": "sync", "records": record.index}
@@ -145,9 +169,14 @@ def _line(fields: dict[str, Any]) -> str:
     match fields["type"]:
         case "entry":
             cut = " cut" if fields["cut"] else ""
-            return f"{where}  group {fields['group']}  entry {fields['entry']} {fields['kind']} {fields['bytes']} B{cut}"
+            return (
+                f"{where}  group {fields['group']}  entry {fields['entry']} {fields['kind']} {fields['bytes']} B{cut}"
+            )
         case "hard-state":
-            return f"{where}  group {fields['group']}  hard-state t{fields['term']} vote {fields['vote']} commit {fields['commit']}"
+            return (
+                f"{where}  group {fields['group']}  hard-state t{fields['term']} vote {fields['vote']} "
+                f"commit {fields['commit']}"
+            )
         case "snapshot":
             reset = " reset" if fields["reset"] else ""
             return (
@@ -156,7 +185,8 @@ def _line(fields: dict[str, Any]) -> str:
             )
         case "head":
             return (
-                f"{where}  group {fields['group']}  head t{fields['term']} vote {fields['vote']} commit {fields['commit']} "
+                f"{where}  group {fields['group']}  head t{fields['term']} vote {fields['vote']} commit "
+                f"{fields['commit']} "
                 f"snapshot {fields['snapshot']} last {fields['last']}"
             )
         case _:

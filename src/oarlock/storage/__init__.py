@@ -1,7 +1,8 @@
 """Durable bytes: the write-ahead log, the snapshot store and recovery, over a small `Disk` protocol.
 
 Public names: `Disk`, `File`, `Lock` (disk), `RealDisk` (real_disk), `SimDisk` (sim_disk), `WriteAheadLog`, `Identity`,
-`GroupState`, `Recovered` (wal), `SnapshotStore` (snapshots). The formats are described in docs/reference/file-formats.md.
+`GroupState`, `Recovered` (wal), `SnapshotStore` (snapshots). The formats are described in
+docs/reference/file-formats.md.
 """
 
 from oarlock.storage.disk import Disk, File, Lock

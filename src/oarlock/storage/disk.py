@@ -4,8 +4,8 @@ Three facts shape the protocol. A write is durable only after `datasync` of its 
 only after `sync_dir` of its directory; and after a failed sync nobody knows what the kernel kept, so a file that failed
 to sync refuses everything but `close` (ATC'20, "Can applications recover from fsync failures?").
 
-Every method may raise `StorageError`: `DiskFull` for ENOSPC and EDQUOT, `SyncFailed` for any failed sync, the base class
-for the rest. Paths are plain strings with `/`.
+Every method may raise `StorageError`: `DiskFull` for ENOSPC and EDQUOT, `SyncFailed` for any failed sync, the base
+class for the rest. Paths are plain strings with `/`.
 """
 
 from __future__ import annotations

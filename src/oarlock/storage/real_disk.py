@@ -21,11 +21,15 @@ def storage_error(error: OSError, what: str, path: str) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"{reason}; free some space or raise the quota, then start again", path=path)
     if error.errno == errno.EROFS:
-        return StorageError(f"{reason}; mount the file system writable (a kernel remounts read-only after disk errors)", path=path)
+        return StorageError(
+            f"{reason}; mount the file system writable (a kernel remounts read-only after disk errors)", path=path
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
         return StorageError(f"{reason}; the user that runs Oarlock (uid {os.geteuid()}) must own it", path=path)
     if error.errno == errno.EIO:
-        return StorageError(f"{reason}; the device reports a failure, look at the kernel's log and replace it", path=path)
+        return StorageError(
+            f"{reason}; the device reports a failure, look at the kernel's log and replace it", path=path
+        )
     return StorageError(reason, path=path)
 
 
@@ -101,7 +105,8 @@ class RealFile:
         except OSError as error:
             self._failed = True
             raise SyncFailed(
-                f"cannot sync {self._path}: {error.strerror or error}; what was written since the last sync may be lost, "
+                f"cannot sync {self._path}: {error.strerror or error}; what was written since the last sync may be "
+                "lost, "
                 "so the member stops. Look at the kernel's log, replace the device if it fails, then start again",
                 path=self._path,
             ) from error

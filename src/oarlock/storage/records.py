@@ -54,7 +54,9 @@ _HEADER = struct.Struct("<IIIIBBHIQQQ")
 HEADER_BYTES: Final = _HEADER.size
 assert HEADER_BYTES == 48
 
-_PREAMBLE = struct.Struct("<8sIIQQQQQI")  # magic, format, bytes, number, cluster, member, incarnation, first batch, chain
+_PREAMBLE = struct.Struct(
+    "<8sIIQQQQQI"
+)  # magic, format, bytes, number, cluster, member, incarnation, first batch, chain
 PREAMBLE_BYTES: Final = _PREAMBLE.size + _CRC.size
 assert PREAMBLE_BYTES == 64
 
@@ -161,8 +163,8 @@ def unpack_preamble(data: bytes) -> tuple[Preamble, int] | str:
 
 
 def pack_record(
-    salt: int, chain: int, batch: int, record_type: int, flags: int, kind: int, group: GroupId, index: Index, term: Term,
-    payload: bytes,
+    salt: int, chain: int, batch: int, record_type: int, flags: int, kind: int, group: GroupId, index: Index, term:
+    Term, payload: bytes,
 ) -> tuple[bytes, int]:  # fmt: skip
     """The 48 header bytes for `payload`, and the record's CRC, which is the next record's `chain`."""
     length = len(payload)
@@ -175,17 +177,18 @@ def unpack_record(view: memoryview, offset: int, salt: int) -> Record | str:
     """The record at `offset`, or what is wrong with it. Allocates nothing before the length has been checked."""
     if offset + HEADER_BYTES > len(view):
         return "a record would pass the end of the segment"
-    crc, length, inverted, chain, record_type, flags, kind, group, batch, index, term = _HEADER.unpack_from(view, offset)
+    crc, length, inverted, chain, record_type, flags, kind, group, batch, index, term = _HEADER.unpack_from(
+        view, offset
+    )
     if length ^ inverted != 0xFFFFFFFF:
         return "the record's length and its inverse do not agree"
     start = offset + HEADER_BYTES
     end = start + length
     if length > RECORD_PAYLOAD_BYTES_MAX or end > len(view):
         return f"the record's length {length} passes the end of the segment"
-    payload = view[start:end]
-    if crc32(payload, crc32(view[offset + 4 : start], salt)) != crc:
+    if crc32(view[offset + 4 : end], salt) != crc:
         return "the record's checksum is wrong"
-    return Record(offset, end, crc, chain, record_type, flags, kind, group, batch, index, term, payload)
+    return Record(offset, end, crc, chain, record_type, flags, kind, group, batch, index, term, view[start:end])
 
 
 def read_batch(view: memoryview, offset: int, salt: int, chain: int, batch: int) -> list[Record] | tuple[int, str]:

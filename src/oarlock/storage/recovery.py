@@ -1,15 +1,16 @@
 """Reading a write-ahead log back: what is good, what is a torn tail, what is rot. Changes nothing on the disk.
 
-The rule (docs/reference/file-formats.md, "Torn or rotten"): one batch is written at a time, at a sector boundary, and the
-next only after its sync returned. So only the last batch of the last segment can be torn, and bytes that do not check out
-are torn exactly if no later batch exists and the watermark does not say that this batch was synced. All else is rot: it
-raises `Corrupt`, and the files stay as they are.
+The rule (docs/reference/file-formats.md, "Torn or rotten"): one batch is written at a time, at a sector boundary, and
+the next only after its sync returned. So only the last batch of the last segment can be torn, and bytes that do not
+check out are torn exactly if no later batch exists and the watermark does not say that this batch was synced. All
+else is rot: it raises `Corrupt`, and the files stay as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from oarlock.errors import Corrupt, StorageError, WrongDirectory
 from oarlock.raft.types import Entry, GroupId, HardState, Index, SnapshotMeta, Term
@@ -51,8 +52,8 @@ WHAT_TO_DO = (
 
 @dataclass(slots=True)
 class GroupState:
-    """What the log holds of one group. `entries` are contiguous and may begin at or before `snapshot.index` (a tail that
-    is kept for slow followers), never after `snapshot.index + 1`."""
+    """What the log holds of one group. `entries` are contiguous and may begin at or before `snapshot.index` (a tail
+    that is kept for slow followers), never after `snapshot.index + 1`."""
 
     hard_state: HardState = field(default_factory=HardState)
     snapshot: SnapshotMeta = field(default_factory=SnapshotMeta)
@@ -174,13 +175,16 @@ def read_log(
             watermark = read_watermark(disk, path, identity)
         else:
             if preamble.identity != identity:
-                raise corrupt(file, 24, f"the segment belongs to {_whose(preamble.identity)}, the log to {_whose(identity)}")
+                raise corrupt(
+                    file, 24, f"the segment belongs to {_whose(preamble.identity)}, the log to {_whose(identity)}"
+                )
             if preamble.first_batch > batch + 1:
                 raise corrupt(f"{path}/{segment_name(number - 1)}", bad, f"{reason}, in a segment that was complete")
             if preamble.first_batch != batch + 1 or preamble.chain != chain:
                 raise corrupt(
                     file, 48,
-                    f"the segment follows batch {preamble.first_batch - 1} (chain {preamble.chain:08x}), but the segment "
+                    f"the segment follows batch {preamble.first_batch - 1} (chain {preamble.chain:08x}), but the "
+                    "segment "
                     f"before it ends with batch {batch} (chain {chain:08x})",
                 )  # fmt: skip
         segment = Segment(number, len(data))
@@ -200,7 +204,9 @@ def read_log(
                 if observer is not None:
                     observer(segment, record)
             if head and len(records) != len(replay) + 1:
-                raise corrupt(file, end, f"the head of the segment tells of {len(records) - 1} groups out of {len(replay)}")
+                raise corrupt(
+                    file, end, f"the head of the segment tells of {len(records) - 1} groups out of {len(replay)}"
+                )
             chain, batch, end = records[-1].crc, batch + 1, aligned(records[-1].end)
             head = False
         bad, reason = records
@@ -211,7 +217,11 @@ def read_log(
             torn = b"" if rest == bytes(len(rest)) else rest.rstrip(b"\0")
             later = later_batch(view, end, identity.salt, batch + 1) if torn else None
             if later is not None:
-                raise corrupt(file, bad, f"{reason}, but batch {later.batch} at offset {later.offset} was written after it was synced")
+                raise corrupt(
+                    file,
+                    bad,
+                    f"{reason}, but batch {later.batch} at offset {later.offset} was written after it was synced",
+                )
             tail = data[:end]
         # Whether a segment with a successor was read to its end is known from that one's first batch and chain.
     assert identity is not None
@@ -248,9 +258,13 @@ def _segment_numbers(disk: Disk, path: str) -> list[int]:
         if names:
             raise corrupt(f"{path}/{WATERMARK_NAME}", None, "there was a log here, but all its segments are missing")
         raise StorageError(f"there is no log in {path}", path=path)
-    for before, after in zip(numbers, numbers[1:], strict=False):
+    for before, after in pairwise(numbers):
         if after != before + 1:
-            raise corrupt(f"{path}/{segment_name(before + 1)}", None, f"the segment is missing; the next one is {segment_name(after)}")
+            raise corrupt(
+                f"{path}/{segment_name(before + 1)}",
+                None,
+                f"the segment is missing; the next one is {segment_name(after)}",
+            )
     return numbers
 
 
@@ -270,7 +284,11 @@ def _preamble(file: str, data: bytes, number: int) -> tuple[Preamble, int]:
     if preamble.number != number:
         raise corrupt(file, 16, f"the file holds segment {segment_name(preamble.number)}: it was renamed or copied")
     if preamble.segment_bytes != len(data):
-        raise corrupt(file, min(len(data), preamble.segment_bytes), f"the file has {len(data)} bytes, but was made with {preamble.segment_bytes}")
+        raise corrupt(
+            file,
+            min(len(data), preamble.segment_bytes),
+            f"the file has {len(data)} bytes, but was made with {preamble.segment_bytes}",
+        )
     return preamble, crc
 
 
@@ -285,7 +303,8 @@ def _check_identity(path: str, preamble: Preamble, expected: tuple[int, int] | N
     if (identity.cluster_id, identity.member_id) != expected:
         raise WrongDirectory(
             f"{path} belongs to cluster {identity.cluster_id:x} member {identity.member_id:x}, but this is cluster "
-            f"{expected[0]:x} member {expected[1]:x}: give each member its own data directory, or correct the cluster's "
+            f"{expected[0]:x} member {expected[1]:x}: give each member its own data directory, or correct the "
+            "cluster's "
             "token and members",
             path=path,
         )
@@ -326,15 +345,21 @@ class _Replay:
         entries = self.state.entries
         if index <= self.last_index:
             if not record.flags & CUT:
-                raise ValueError(f"entry {term}.{index} comes twice: the log already ends at {self.last_term}.{self.last_index}")
+                raise ValueError(
+                    f"entry {term}.{index} comes twice: the log already ends at {self.last_term}.{self.last_index}"
+                )
             if index <= self.state.snapshot.index:
-                raise ValueError(f"entry {term}.{index} replaces what the snapshot mark {self.state.snapshot.index} covers")
+                raise ValueError(
+                    f"entry {term}.{index} replaces what the snapshot mark {self.state.snapshot.index} covers"
+                )
             if entries:
                 del entries[max(0, index - entries[0].index) :]
         elif index != self.last_index + 1 or record.flags & CUT:
             raise ValueError(f"entry {term}.{index} does not follow {self.last_term}.{self.last_index}")
         elif term < self.last_term:
-            raise ValueError(f"entry {term}.{index} does not follow {self.last_term}.{self.last_index}: the term went back")
+            raise ValueError(
+                f"entry {term}.{index} does not follow {self.last_term}.{self.last_index}: the term went back"
+            )
         if entries and term < entries[-1].term:
             raise ValueError(f"entry {term}.{index} does not follow {entries[-1]}: the term went back")
         entries.append(Entry(term, index, record.kind, bytes(record.payload)))
@@ -345,31 +370,39 @@ class _Replay:
         hard_state, snapshot = unpack_group(bytes(record.payload))
         told = (self.state.hard_state, self.state.snapshot, self.last_index, self.last_term)
         if told != (hard_state, snapshot, record.index, record.term):
-            raise ValueError(f"the segment's head does not repeat group {record.group} as the segments before it left it")
+            raise ValueError(
+                f"the segment's head does not repeat group {record.group} as the segments before it left it"
+            )
 
     def finish(self, group: GroupId, path: str) -> GroupState:
         state = self.state
         if state.entries and state.entries[0].index > state.snapshot.index + 1:
             raise corrupt(
                 path, None,
-                f"group {group}: entries {state.snapshot.index + 1} to {state.entries[0].index - 1} are missing between the "
+                f"group {group}: entries {state.snapshot.index + 1} to {state.entries[0].index - 1} are missing "
+                "between the "
                 "snapshot and the log",
             )  # fmt: skip
         if not state.entries and self.last_index > state.snapshot.index:
-            raise corrupt(path, None, f"group {group}: entries {state.snapshot.index + 1} to {self.last_index} are missing")
+            raise corrupt(
+                path, None, f"group {group}: entries {state.snapshot.index + 1} to {self.last_index} are missing"
+            )
         if state.hard_state.commit > self.last_index:
-            raise corrupt(path, None, f"group {group}: commit {state.hard_state.commit} is past the last entry {self.last_index}")
+            raise corrupt(
+                path, None, f"group {group}: commit {state.hard_state.commit} is past the last entry {self.last_index}"
+            )
         return state
 
 
 def _apply(replay: dict[GroupId, _Replay], segments: list[Segment], record: Record, head: bool) -> None:
     """Take one record. Raises `ValueError` if it does not fit what was read before."""
-    if record.type == SYNC:
+    kind = record.type
+    if kind == SYNC:
         return
-    if (record.type == GROUP) != head:
+    if (kind == GROUP) != head:
         raise ValueError("a record that belongs to a segment's head is not there, or the other way round")
     group = replay.get(record.group)
-    if record.type == GROUP:
+    if kind == GROUP:
         if group is not None:
             group.head(record)
             return
@@ -380,20 +413,20 @@ def _apply(replay: dict[GroupId, _Replay], segments: list[Segment], record: Reco
         return
     if group is None:
         group = replay[record.group] = _Replay()
-    if record.type == ENTRY:
+    if kind == ENTRY:
         if record.flags & CUT:
             clip(segments, record.group, record.index)
         group.entry(record)
         segments[-1].last_index[record.group] = record.index
-    elif record.type == HARD_STATE:
+    elif kind == HARD_STATE:
         group.hard(unpack_vote(record))
-    elif record.type == SNAPSHOT:
+    elif kind == SNAPSHOT:
         reset = bool(record.flags & RESET)
         group.mark(unpack_mark(bytes(record.payload)), reset)
         if reset:
             clip(segments, record.group, 0)
     else:
-        raise ValueError(f"type {record.type} does not exist in format {FORMAT}")
+        raise ValueError(f"type {kind} does not exist in format {FORMAT}")
 
 
 def clip(segments: list[Segment], group: GroupId, index: Index) -> None:

@@ -1,9 +1,10 @@
 """A simulated disk that forgets, tears, fills up, fails and rots on demand, and always in the same way.
 
-The model: a file is a row of 512-byte sectors, each with what the program sees (volatile) and what a power loss would leave
-(durable); a directory has volatile and durable names. `datasync` and `sync_dir` copy the one to the other. A power loss decides every
-dirty sector on its own (old, new, zero, garbage: 45/35/15/5 %), a changed size (old or new) and every directory change
-not yet synced (done or not done; one rename is one change). `kill` ends the process only: the volatile side stays.
+The model: a file is a row of 512-byte sectors, each with what the program sees (volatile) and what a power loss would
+leave (durable); a directory has volatile and durable names. `datasync` and `sync_dir` copy the one to the other. A
+power loss decides every dirty sector on its own (old, new, zero, garbage: 45/35/15/5 %), a changed size (old or new)
+and every directory change not yet synced (done or not done; one rename is one change). `kill` ends the process only:
+the volatile side stays.
 
 A failed `datasync` leaves the dirty sectors *clean*: the program reads its new bytes, a later sync writes nothing and
 says that all is well, and after a power loss the old bytes are back. A failed `sync_dir` changes nothing.

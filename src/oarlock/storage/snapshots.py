@@ -1,11 +1,12 @@
 """The snapshot store: one file a snapshot, framed and checksummed, published only when it is whole and durable.
 
-A file is the *stream* (what `SnapshotMeta.size` and `digest` describe and what travels between members) followed by a footer
-with the metadata. The stream depends on the machine's chunks alone, so equal states make equal bytes on every member.
-docs/reference/file-formats.md describes both.
+A file is the *stream* (what `SnapshotMeta.size` and `digest` describe and what travels between members) followed by a
+footer with the metadata. The stream depends on the machine's chunks alone, so equal states make equal bytes on every
+member. docs/reference/file-formats.md describes both.
 
-Names: `<group>-<index>-<term>.snap`; `.tmp` while it is written; `.partial` while it is received; `.corrupt` once rot was
-found in it. The store shares no state between its writers, readers and receivers: each may be on a thread of its own.
+Names: `<group>-<index>-<term>.snap`; `.tmp` while it is written; `.partial` while it is received; `.corrupt` once rot
+was found in it. The store shares no state between its writers, readers and receivers: each may be on a thread of its
+own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ FOOTER_MAGIC: Final = b"OARLKEND"
 CHUNK_BYTES_MAX: Final = 16 << 20
 FOOTER_BYTES_MAX: Final = 1 << 20
 WRITE_BYTES: Final = 1 << 20  # what a writer collects before it writes
-SYNC_EVERY_BYTES: Final = 32 << 20  # a writer syncs this often, so that the last sync does not hold up the disk for long
+SYNC_EVERY_BYTES: Final = (
+    32 << 20
+)  # a writer syncs this often, so that the last sync does not hold up the disk for long
 
 CHUNK: Final = 1
 END: Final = 2
@@ -57,17 +60,21 @@ class SnapshotStore:
 
     def begin(self, group: GroupId, index: Index, term: Term, configuration: Configuration) -> SnapshotWriter:
         """Write a snapshot of the state after the entry `term.index`."""
-        return SnapshotWriter(self._disk, self._base(group, index, term), group, SnapshotMeta(index, term, configuration))
+        return SnapshotWriter(
+            self._disk, self._base(group, index, term), group, SnapshotMeta(index, term, configuration)
+        )
 
     def newest(self, group: GroupId) -> SnapshotMeta | None:
         """The newest whole snapshot; None if there never was one.
 
-        Raises `Corrupt` if a newer one is or was found rotten (it is kept as `.corrupt`): an older state must not be taken
-        for the newest. A snapshot received from the leader with that index or a later one heals this.
+        Raises `Corrupt` if a newer one is or was found rotten (it is kept as `.corrupt`): an older state must not be
+        taken for the newest. A snapshot received from the leader with that index or a later one heals this.
         """
         best: SnapshotMeta | None = None
         rotten: tuple[Index, Term, str] | None = None
-        names = sorted(((*key, name) for name in self._disk.listdir(self._path) if (key := _parse(name, group))), reverse=True)
+        names = sorted(
+            ((*key, name) for name in self._disk.listdir(self._path) if (key := _parse(name, group))), reverse=True
+        )
         for index, term, name in names:
             if name.endswith(".corrupt"):
                 rotten = max(rotten or (0, 0, ""), (index, term, name))
@@ -80,7 +87,8 @@ class SnapshotStore:
                     raise Corrupt(f"{error}; the file is kept as {kept}", path=kept, offset=error.offset) from error
         if rotten is not None and (best is None or rotten[:2] > (best.index, best.term)):
             raise Corrupt(
-                f"{self._path}/{rotten[2]}: the newest snapshot of group {group} was found rotten and set aside. Fetch it again "
+                f"{self._path}/{rotten[2]}: the newest snapshot of group {group} was found rotten and set aside. "
+                "Fetch it again "
                 "from another member (a leader does so by itself), or restore a backup",
                 path=f"{self._path}/{rotten[2]}",
             )
@@ -90,11 +98,14 @@ class SnapshotStore:
         """Read a published snapshot. Raises `StorageError` if it is not here, `Corrupt` if the file is another one."""
         path = self._base(group, meta.index, meta.term) + SUFFIX
         if not self._disk.exists(path):
-            raise StorageError(f"there is no snapshot {meta.term}.{meta.index} of group {group}: {path} does not exist", path=path)
+            raise StorageError(
+                f"there is no snapshot {meta.term}.{meta.index} of group {group}: {path} does not exist", path=path
+            )
         found = self._read_meta(path, group, (meta.index, meta.term))
         if (found.size, found.digest) != (meta.size, meta.digest):
             raise Corrupt(
-                f"{path}: the file holds {found.size} bytes with digest {found.digest.hex()[:16]}, but {meta.size} bytes with digest "
+                f"{path}: the file holds {found.size} bytes with digest {found.digest.hex()[:16]}, but {meta.size} "
+                "bytes with digest "
                 f"{meta.digest.hex()[:16]} were expected",
                 path=path,
             )
@@ -105,8 +116,8 @@ class SnapshotStore:
         return SnapshotReceiver(self._disk, self._base(group, meta.index, meta.term), group, meta)
 
     def prune(self, group: GroupId, keep_index: Index) -> None:
-        """Remove what is older than `keep_index`: snapshots, and files that were never finished. Never a `.corrupt` one,
-        and never the newest snapshot."""
+        """Remove what is older than `keep_index`: snapshots, and files that were never finished. Never a `.corrupt`
+        one, and never the newest snapshot."""
         newest = max(
             (key for name in self._disk.listdir(self._path) if name.endswith(SUFFIX) and (key := _parse(name, group))),
             default=(0, 0),
@@ -198,7 +209,8 @@ class SnapshotReader:
         self._meta = meta
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes of the stream, for sending; fewer than `size` only at its end. Not checked: the receiver checks the digest."""
+        """Bytes of the stream, for sending; fewer than `size` only at its end. Not checked: the receiver checks the
+        digest."""
         return self._file.pread(offset, max(0, min(size, self._meta.size - offset)))
 
     def chunks(self) -> Iterator[bytes]:
@@ -324,7 +336,8 @@ def _read_footer(file: File, group: GroupId, key: tuple[Index, Term]) -> Snapsho
         raise Corrupt(f"{file.path}, offset {at}: the footer is damaged", path=file.path, offset=at)
     if version > STREAM_FORMAT:
         raise StorageError(
-            f"{file.path} has format {version}, this version of Oarlock reads formats up to {STREAM_FORMAT}: start a newer one",
+            f"{file.path} has format {version}, this version of Oarlock reads formats up to {STREAM_FORMAT}: start "
+            "a newer one",
             path=file.path,
         )
     try:
@@ -333,7 +346,8 @@ def _read_footer(file: File, group: GroupId, key: tuple[Index, Term]) -> Snapsho
         raise Corrupt(f"{file.path}, offset {start}: {error}", path=file.path, offset=start) from error
     if found_group != group or (meta.index, meta.term) != key or meta.size != start:
         raise Corrupt(
-            f"{file.path}: the file holds snapshot {meta.term}.{meta.index} of group {found_group}, {meta.size} bytes: it was renamed or cut",
+            f"{file.path}: the file holds snapshot {meta.term}.{meta.index} of group {found_group}, {meta.size} "
+            "bytes: it was renamed or cut",
             path=file.path, offset=at,
         )  # fmt: skip
     return meta
@@ -343,9 +357,16 @@ def _read_frame(file: File, offset: int, limit: int, sequence: int) -> tuple[int
     """(kind, header, data) of the frame at `offset`, all of it before `limit`. Raises `Corrupt`."""
     header = file.pread(offset, _FRAME.size) if offset + _FRAME.size <= limit else b""
     if len(header) < _FRAME.size:
-        raise Corrupt(f"{file.path}, offset {offset}: the stream ends in the middle of a frame", path=file.path, offset=offset)
+        raise Corrupt(
+            f"{file.path}, offset {offset}: the stream ends in the middle of a frame", path=file.path, offset=offset
+        )
     kind, length, number, crc = _FRAME.unpack(header)
-    if kind not in (CHUNK, END) or length > CHUNK_BYTES_MAX or offset + _FRAME.size + length > limit or number != sequence:
+    if (
+        kind not in (CHUNK, END)
+        or length > CHUNK_BYTES_MAX
+        or offset + _FRAME.size + length > limit
+        or number != sequence
+    ):
         raise Corrupt(f"{file.path}, offset {offset}: a frame's header is damaged", path=file.path, offset=offset)
     data = file.pread(offset + _FRAME.size, length)
     if len(data) != length or crc32(data, crc32(header[: _FRAME_BODY.size])) != crc:
@@ -356,7 +377,9 @@ def _read_frame(file: File, offset: int, limit: int, sequence: int) -> tuple[int
 def _frames(file: File, size: int, digest: bytes) -> Iterator[tuple[int, bytes]]:
     magic = file.pread(0, len(STREAM_MAGIC))
     if magic != STREAM_MAGIC:
-        raise Corrupt(f"{file.path}, offset 0: not a snapshot stream of format {STREAM_FORMAT}", path=file.path, offset=0)
+        raise Corrupt(
+            f"{file.path}, offset 0: not a snapshot stream of format {STREAM_FORMAT}", path=file.path, offset=0
+        )
     whole = hashlib.sha256(magic)
     offset = len(STREAM_MAGIC)
     sequence = 0

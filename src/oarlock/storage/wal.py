@@ -1,12 +1,12 @@
 """The write-ahead log: what a member must remember, in one stream of records for all its groups.
 
-`append` only remembers; `sync` writes everything appended as one batch and makes it durable: that is the group commit. A
-batch lies whole in one segment, begins at a sector boundary, and is written only after the sync of the one before it, so
-that recovery can tell a torn tail from rot (see `recovery` and docs/reference/file-formats.md).
+`append` only remembers; `sync` writes everything appended as one batch and makes it durable: that is the group
+commit. A batch lies whole in one segment, begins at a sector boundary, and is written only after the sync of the one
+before it, so that recovery can tell a torn tail from rot (see `recovery` and docs/reference/file-formats.md).
 
-Threads: `append` may run on one thread while `sync` runs on another and `prepare_next` and `release` on a third; each of
-them on one thread at a time. Nothing here locks: what they share is handed over through deques and lists, whose single
-operations are atomic.
+Threads: `append` may run on one thread while `sync` runs on another and `prepare_next` and `release` on a third; each
+of them on one thread at a time. Nothing here locks: what they share is handed over through deques and lists, whose
+single operations are atomic.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class _Item:
 
 @dataclass(slots=True)
 class _Expected:
-    """What the next `append` of a group must follow. `terms` are (first index, term) of the runs of equal terms that are
-    still known, ascending."""
+    """What the next `append` of a group must follow. `terms` are (first index, term) of the runs of equal terms that
+    are still known, ascending."""
 
     hard_state: HardState = field(default_factory=HardState)
     snapshot_index: Index = 0
@@ -114,7 +114,14 @@ class WriteAheadLog:
     """An open log. After any error in `sync` it is dead: every later call raises, and only `close` is of use."""
 
     def __init__(
-        self, disk: Disk, path: str, identity: Identity, lock: Lock, file: File, segment_bytes: int, segments: Sequence[Segment]
+        self,
+        disk: Disk,
+        path: str,
+        identity: Identity,
+        lock: Lock,
+        file: File,
+        segment_bytes: int,
+        segments: Sequence[Segment],
     ) -> None:
         """Use `create` or `open`."""
         self._disk = disk
@@ -163,8 +170,9 @@ class WriteAheadLog:
     ) -> WriteAheadLog:
         """Begin an empty log in `path`, a directory that is created if it is missing.
 
-        `identity.incarnation` must be fresh random bits. Raises `StorageError` if a log is there already, `DirectoryInUse`
-        if another process is at it. A crash in the middle leaves a directory in which `exists` is false or `open` succeeds.
+        `identity.incarnation` must be fresh random bits. Raises `StorageError` if a log is there already,
+        `DirectoryInUse` if another process is at it. A crash in the middle leaves a directory in which `exists` is
+        false or `open` succeeds.
         """
         _check_segment_bytes(segment_bytes)
         disk.mkdir(path)
@@ -219,8 +227,9 @@ class WriteAheadLog:
             if image.torn:
                 repaired = _keep_torn(disk, path, image)
             if image.torn or not image.trusted:
-                # An earlier process may have failed in its sync: then what we read is in the page cache only, marked clean,
-                # and no sync would ever write it. A new file is dirty for certain, and the old one stays until it is safe.
+                # An earlier process may have failed in its sync: then what we read is in the page cache only, marked
+                # clean, and no sync would ever write it. A new file is dirty for certain, and the old one stays until
+                # it is safe.
                 _rewrite_tail(disk, path, image, spares, segment_bytes)
             disk.sync_dir(path)  # an earlier process may have died between a rename and this
             file = disk.open(f"{path}/{last.name}")
@@ -279,9 +288,9 @@ class WriteAheadLog:
         """Remember, in this order: the snapshot mark (after dropping the log if `reset_log`, or if the mark is past its
         end), the hard state, the entries. Nothing is durable before `sync`.
 
-        A first entry at or below the last index cuts the log there. Asserts that the sequence makes sense: indexes without
-        gaps, terms that never go back, one vote a term, no cut at or below what is committed. Raises `Overloaded` for
-        an entry over `RECORD_PAYLOAD_BYTES_MAX`; nothing of the call is remembered then.
+        A first entry at or below the last index cuts the log there. Asserts that the sequence makes sense: indexes
+        without gaps, terms that never go back, one vote a term, no cut at or below what is committed. Raises
+        `Overloaded` for an entry over `RECORD_PAYLOAD_BYTES_MAX`; nothing of the call is remembered then.
         """
         self._usable()
         assert 0 <= group <= GROUP_MAX, f"group {group}"
@@ -308,13 +317,17 @@ class WriteAheadLog:
             old = expected.hard_state
             assert hard_state.term >= old.term, f"term went back: {old} then {hard_state}"
             assert hard_state.commit >= old.commit, f"commit went back: {old} then {hard_state}"
-            assert hard_state.term > old.term or not old.vote or hard_state.vote == old.vote, f"vote changed: {old} then {hard_state}"
+            assert hard_state.term > old.term or not old.vote or hard_state.vote == old.vote, (
+                f"vote changed: {old} then {hard_state}"
+            )
             expected.hard_state = hard_state
         if entries:
             first = entries[0].index
             if first <= expected.last_index:
                 assert first > committed, f"entry {entries[0]} replaces a committed one (commit {committed})"
-                assert first > expected.snapshot_index, f"entry {entries[0]} replaces what mark {expected.snapshot_index} covers"
+                assert first > expected.snapshot_index, (
+                    f"entry {entries[0]} replaces what mark {expected.snapshot_index} covers"
+                )
                 expected.cut(first)
             next_index = expected.last_index + 1
             term = expected.last_term()
@@ -393,7 +406,16 @@ class WriteAheadLog:
     def _commit(self) -> None:
         """End the batch, write it, and wait until it is durable."""
         header, self._chain = pack_record(
-            self._salt, self._chain, self._batch + 1, SYNC, 0 if self._buffers else FIRST, 0, 0, self._records + 1, 0, b""
+            self._salt,
+            self._chain,
+            self._batch + 1,
+            SYNC,
+            0 if self._buffers else FIRST,
+            0,
+            0,
+            self._records + 1,
+            0,
+            b"",
         )
         self._buffers.append(header)
         self._file.pwrite(self._position, self._buffers)
@@ -414,11 +436,18 @@ class WriteAheadLog:
         number = self._segments[-1].number + 1
         batch = self._batch + 1
         head: list[bytes] = []
-        # The head is packed twice if it is large: its size decides the segment's size, which is part of the preamble.
-        head_bytes = PREAMBLE_BYTES + HEADER_BYTES + sum(
-            HEADER_BYTES + len(pack_group(written.hard_state, written.snapshot)) for written in self._written.values()
+        # The head is packed twice: its size decides the segment's size, which is part of the preamble.
+        head_bytes = (
+            PREAMBLE_BYTES
+            + HEADER_BYTES
+            + sum(
+                HEADER_BYTES + len(pack_group(written.hard_state, written.snapshot))
+                for written in self._written.values()
+            )
         )
-        segment_bytes = max(self._segment_bytes, aligned(aligned(head_bytes) + size + HEADER_BYTES))
+        # Half a segment of room at least: else a head as large as a segment would make one for every record.
+        room = max(size + HEADER_BYTES, self._segment_bytes // 2)
+        segment_bytes = max(self._segment_bytes, aligned(aligned(head_bytes) + room))
         assert segment_bytes <= SEGMENT_BYTES_MAX, f"a segment of {segment_bytes} bytes"
         preamble, chain = pack_preamble(Preamble(FORMAT, segment_bytes, number, self._identity, batch, self._chain))
         head.append(preamble)
@@ -455,9 +484,9 @@ class WriteAheadLog:
     def prepare_next(self) -> None:
         """Make the next segment ahead of need, so that `sync` never waits for it, and drop segments that were released.
 
-        Call it now and then from a thread that may wait. Raises `DiskFull` if there is no room for a spare: the log goes
-        on, and has what is left of its present segment (`free_bytes`) before `sync` fails; other errors likewise leave
-        the log as it is.
+        Call it now and then from a thread that may wait. Raises `DiskFull` if there is no room for a spare: the log
+        goes on, and has what is left of its present segment (`free_bytes`) before `sync` fails; other errors likewise
+        leave the log as it is.
         """
         self._usable()
         self._drop_segments()
@@ -519,7 +548,8 @@ class WriteAheadLog:
             self._disk.sync_dir(self._path)
 
     def _write_watermark(self) -> None:
-        """Note how far the log was synced, alternating between two sectors. Not synced: an old watermark is still true."""
+        """Note how far the log was synced, alternating between two sectors. Not synced: an old watermark is still
+        true."""
         assert self._watermark is not None
         mark = Watermark(self._batch, self._segments[-1].number, self._position)
         self._watermark.pwrite((self._batch & 1) * SECTOR_BYTES, pack_watermark(self._identity, mark))
@@ -551,7 +581,8 @@ class WriteAheadLog:
     def _usable(self) -> None:
         if self._failed is not None:
             raise StorageError(
-                f"the log in {self._path} stopped after an error and must be opened anew: {self._failed}", path=self._path
+                f"the log in {self._path} stopped after an error and must be opened anew: {self._failed}",
+                path=self._path,
             ) from self._failed
         if self._closed:
             raise StorageError(f"the log in {self._path} is closed", path=self._path)
@@ -567,7 +598,8 @@ def _segment(number: int) -> str:
 def _check_segment_bytes(segment_bytes: int) -> None:
     if not SEGMENT_BYTES_MIN <= segment_bytes <= SEGMENT_BYTES_MAX or segment_bytes % SECTOR_BYTES:
         raise ConfigurationError(
-            f"segment_bytes is {segment_bytes}: it must be a multiple of {SECTOR_BYTES} between {SEGMENT_BYTES_MIN} and {SEGMENT_BYTES_MAX}"
+            f"segment_bytes is {segment_bytes}: it must be a multiple of {SECTOR_BYTES} between {SEGMENT_BYTES_MIN} "
+            f"and {SEGMENT_BYTES_MAX}"
         )
 
 
@@ -592,7 +624,8 @@ def _remove_temporaries(disk: Disk, path: str) -> None:
 
 
 def _find_spares(disk: Disk, path: str, segment_bytes: int) -> tuple[list[str], int]:
-    """The spare of an earlier process, if it is whole and still empty; others are removed. And the highest number seen."""
+    """The spare of an earlier process, if it is whole and still empty; others are removed. And the highest number
+    seen."""
     spares: list[str] = []
     highest = 0
     for name in disk.listdir(path):

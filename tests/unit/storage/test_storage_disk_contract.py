@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,11 @@ from oarlock.storage.sim_disk import SimDisk
 
 
 @pytest.fixture(params=["real", "simulated"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Disk, str]]:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Disk, str]:
     disk: Disk = RealDisk() if request.param == "real" else SimDisk()
     root = f"{tmp_path}/data" if request.param == "real" else "/data"
     disk.mkdir(root)
-    yield disk, root
+    return disk, root
 
 
 def test_bytes_come_back(place: tuple[Disk, str]) -> None:

@@ -6,18 +6,18 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from oarlock.errors import DirectoryInUse, DiskFull, StorageError, SyncFailed
-from oarlock.storage import real_disk
 from oarlock.storage.real_disk import RealDisk
 from oarlock.storage.records import Identity
 from oarlock.storage.wal import WriteAheadLog
 
 
-def failing(number: int):  # type: ignore[no-untyped-def]
+def failing(number: int) -> Callable[..., int]:
     def fail(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
@@ -40,7 +40,7 @@ def test_a_directory_that_others_can_enter_is_refused(tmp_path: Path, mode: int)
 
 def test_a_foreign_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").mkdir(mode=0o700)
-    monkeypatch.setattr(real_disk.os, "geteuid", lambda: 4711)
+    monkeypatch.setattr("oarlock.storage.real_disk.os.geteuid", lambda: 4711)
     with pytest.raises(StorageError, match="runs as uid 4711"):
         RealDisk().mkdir(f"{tmp_path}/a")
 
@@ -57,7 +57,7 @@ def test_a_foreign_directory_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 )
 def test_write_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type, words: str) -> None:
     file = RealDisk().create(f"{tmp_path}/a")
-    monkeypatch.setattr(real_disk.os, "pwritev", failing(number))
+    monkeypatch.setattr("oarlock.storage.real_disk.os.pwritev", failing(number))
     with pytest.raises(StorageError, match=words) as caught:
         file.pwrite(0, b"x")
     assert type(caught.value) is kind and caught.value.path == f"{tmp_path}/a"
@@ -66,7 +66,9 @@ def test_write_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: i
 
 def test_a_short_write_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = RealDisk().create(f"{tmp_path}/a")
-    monkeypatch.setattr(real_disk.os, "pwritev", lambda fd, buffers, offset: os.pwrite(fd, b"".join(buffers)[:3], offset))
+    monkeypatch.setattr(
+        real_disk.os, "pwritev", lambda fd, buffers, offset: os.pwrite(fd, b"".join(buffers)[:3], offset)
+    )
     file.pwrite(2, [b"abcd", b"efgh"])
     assert file.pread(0, 99) == b"\0\0abcdefgh"
     file.close()
@@ -75,7 +77,7 @@ def test_a_short_write_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_a_failed_sync_is_never_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     file = RealDisk().create(f"{tmp_path}/a")
-    monkeypatch.setattr(real_disk.os, "fdatasync", failing(number))
+    monkeypatch.setattr("oarlock.storage.real_disk.os.fdatasync", failing(number))
     with pytest.raises(SyncFailed, match="cannot sync"):
         file.datasync()
     monkeypatch.undo()
@@ -86,7 +88,7 @@ def test_a_failed_sync_is_never_tried_again(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_failed_directory_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(real_disk.os, "fsync", failing(errno.EIO))
+    monkeypatch.setattr("oarlock.storage.real_disk.os.fsync", failing(errno.EIO))
     with pytest.raises(SyncFailed, match="sync the directory"):
         RealDisk().sync_dir(str(tmp_path))
 

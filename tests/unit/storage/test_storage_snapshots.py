@@ -11,14 +11,16 @@ import pytest
 from oarlock.errors import Corrupt, Overloaded, StorageError, SyncFailed
 from oarlock.raft.types import Configuration, SnapshotMeta
 from oarlock.storage import snapshots as snapshots_module
-from oarlock.storage.sim_disk import Fault, PowerCut, SimDisk
+from oarlock.storage.sim_disk import Fault, Operation, PowerCut, SimDisk
 from oarlock.storage.snapshots import SnapshotStore
 
 CONF = Configuration.of_voters(1, 2, 3)
 CHUNKS = [b"one", b"", bytes(3000), b"x" * 700]
 
 
-def written(store: SnapshotStore, index: int = 9, term: int = 2, group: int = 0, chunks: list[bytes] = CHUNKS) -> SnapshotMeta:
+def written(
+    store: SnapshotStore, index: int = 9, term: int = 2, group: int = 0, chunks: list[bytes] = CHUNKS
+) -> SnapshotMeta:
     writer = store.begin(group, index, term, CONF)
     for chunk in chunks:
         writer.write(chunk)
@@ -110,7 +112,7 @@ def test_a_large_snapshot_is_synced_along_the_way(monkeypatch: pytest.MonkeyPatc
 def test_open_what_is_not_there_or_another() -> None:
     store = SnapshotStore(SimDisk(), "s")
     meta = written(store)
-    with pytest.raises(StorageError, match="there is no snapshot 2.8"):
+    with pytest.raises(StorageError, match=r"there is no snapshot 2\.8"):
         store.open(0, SnapshotMeta(8, 2, CONF, meta.size, meta.digest))
     with pytest.raises(Corrupt, match="were expected"):
         store.open(0, SnapshotMeta(9, 2, CONF, meta.size, b"z" * 32))
@@ -284,11 +286,11 @@ def test_power_loss_at_every_operation(work: Callable[[SnapshotStore, list[Snaps
 
 
 @pytest.mark.parametrize("kind", ["write", "sync", "rename", "sync_dir"])
-def test_a_failing_disk_publishes_nothing(kind: str) -> None:
+def test_a_failing_disk_publishes_nothing(kind: Operation) -> None:
     disk = SimDisk()
     store = SnapshotStore(disk, "s")
     old = written(store, 5)
-    disk.inject(kind, Fault.EIO)  # type: ignore[arg-type]
+    disk.inject(kind, Fault.EIO)
     with pytest.raises(SyncFailed if "sync" in kind else StorageError):
         written(store, 9)
     disk.power_loss(Random(1))
