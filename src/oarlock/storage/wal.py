@@ -445,8 +445,8 @@ class WriteAheadLog:
                 for written in self._written.values()
             )
         )
-        # Half a segment of room at least: else a head as large as a segment would make one for every record.
-        room = max(size + HEADER_BYTES, self._segment_bytes // 2)
+        # Room for half a segment, and for as much as the head takes: else large heads would be most of what is written.
+        room = max(size + HEADER_BYTES, self._segment_bytes // 2, head_bytes)
         segment_bytes = max(self._segment_bytes, aligned(aligned(head_bytes) + room))
         assert segment_bytes <= SEGMENT_BYTES_MAX, f"a segment of {segment_bytes} bytes"
         preamble, chain = pack_preamble(Preamble(FORMAT, segment_bytes, number, self._identity, batch, self._chain))

@@ -67,7 +67,7 @@ def test_write_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: i
 def test_a_short_write_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = RealDisk().create(f"{tmp_path}/a")
     monkeypatch.setattr(
-        real_disk.os, "pwritev", lambda fd, buffers, offset: os.pwrite(fd, b"".join(buffers)[:3], offset)
+        "oarlock.storage.real_disk.os.pwritev", lambda fd, buffers, offset: os.pwrite(fd, b"".join(buffers)[:3], offset)
     )
     file.pwrite(2, [b"abcd", b"efgh"])
     assert file.pread(0, 99) == b"\0\0abcdefgh"
