@@ -219,7 +219,8 @@ class ServerConfig:
         TEXT,
         "read-index",
         "How linearizable reads are made: `read-index` asks a majority once for each batch of reads (diss. 6.4); "
-        "`lease` trusts that clocks drift less than a tenth of the election timeout and asks nobody.",
+        "`lease` asks nobody, and trusts that no member's clock runs more than 1 % fast or slow (all need the same "
+        "`--election-timeout`).",
         etcd=False,
         section="consensus",
         choices=("read-index", "lease"),

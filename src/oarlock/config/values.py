@@ -17,7 +17,7 @@ Cluster = tuple[tuple[str, tuple[str, ...]], ...]
 """Members in the order given: (name, peer URLs)."""
 
 MEMBER_NAME_BYTES_MAX = 255
-URLS_MAX = 64  # of one option
+URLS_MAX = 16  # of one option; as many as a member's record holds
 
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})

@@ -6,7 +6,9 @@ import pytest
 
 from oarlock.config import load, validate
 from oarlock.config.validate import MEMBERS_MAX
+from oarlock.config.values import MEMBER_NAME_BYTES_MAX, URLS_MAX
 from oarlock.errors import ConfigurationError
+from oarlock.node.replica import directory
 from oarlock.raft import types
 
 THREE = "n1=http://h1:2380,n2=http://h2:2380,n3=http://h3:2380"
@@ -34,8 +36,11 @@ def test_values_follow_from_others() -> None:
     assert config.quota_backend_bytes == 2 << 30
 
 
-def test_the_bound_on_members_is_that_of_the_core() -> None:
+def test_the_bounds_are_those_of_the_parts_that_hold_them() -> None:
+    """`oarlock.config` imports nothing of ours, so the numbers are written twice."""
     assert MEMBERS_MAX == types.MEMBERS_MAX
+    assert URLS_MAX <= directory.URLS_MAX
+    assert MEMBER_NAME_BYTES_MAX <= directory.NAME_CHARS_MAX
 
 
 @pytest.mark.parametrize(
