@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol, assert_never
 
 from oarlock.raft import membership, quorum
@@ -546,17 +547,25 @@ class Raft:
 
     def _may_lead(self) -> bool:
         """Whether this member may become leader at all: a full voter whose machine is not behind its own log."""
-        info = self.configuration.member(self.id)
-        return (
-            info is not None
-            and self.configuration.is_voter(self.id)
-            and info.role is not MemberRole.WITNESS
-            and self._restore is None
-        )
+        info = self._as_voter()
+        return info is not None and info.role is not MemberRole.WITNESS and self._restore is None
 
     def _campaigns_by_itself(self) -> bool:
-        info = self.configuration.member(self.id)
+        info = self._as_voter()
         return self._may_lead() and info is not None and info.priority > 0
+
+    def _as_voter(self) -> MemberInfo | None:
+        """This member as a voter of the configuration in force, or, while that is not committed, of the committed one.
+
+        A member that the newest configuration leaves out may be the only one whose log holds it: it must then be able to
+        win once more, or nobody can (diss. 4.2.2). Its own vote does not count in that election.
+        """
+        if self.configuration.is_voter(self.id):
+            return self.configuration.member(self.id)
+        if self.configuration_index > self.log.commit_index and self.committed_configuration.is_voter(self.id):
+            info = self.committed_configuration.member(self.id)
+            return replace(info, role=MemberRole.VOTER) if info is not None and info.role is MemberRole.LEARNER else info
+        return None
 
     # ------------------------------------------------------------------ elections
 
@@ -606,7 +615,7 @@ class Raft:
             self._become_follower(self.current_term, NOBODY)
         elif isinstance(role, PreCandidate):
             self._campaign(pre_vote=False)
-        elif role.votes.get(self.id) or not self.configuration.is_voter(self.id):
+        elif role.votes.get(self.id):
             self._become_leader()
         # else: a majority of others elected us before our own vote was durable; our term is durable in this moment at
         # the latest when that write returns, and `_persisted` counts again
@@ -1497,6 +1506,12 @@ class Raft:
                 self._config_waits = [(t, left_index if i == joint_index else i) for t, i in self._config_waits]
             return
         if role.transfer is not None:
+            return
+        if not configuration.is_voter(self.id):
+            # Demoted by a change that is committed now: it manages the group no longer (diss. 4.2.2).
+            successor = self._best_successor(role)
+            if successor != NOBODY:
+                self._begin_transfer(role, successor)
             return
         changes = self._incarnation_changes(configuration) or self._ready_learners(role, configuration)
         if changes:
