@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.support.clusters import assert_all_equal, cluster_of, contents
+from tests.support.clusters import assert_all_equal, cluster_of, contents, runs_etcd
 from tests.support.etcd_wire import EQUAL, VERSION, EtcdClient, M, op
 
 from oarlock.cli.local_cluster import LocalCluster
