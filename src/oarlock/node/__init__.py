@@ -1,1 +1,3 @@
-
+"""A running member: `replica` is the deterministic part, `runtime` drives it with real time, disks and sockets,
+`bootstrap` opens or makes its data directory, `backend` shows it to the API.
+"""

@@ -1,0 +1,769 @@
+"""One member of a group: consensus, the queue in front of it and the machine behind it.
+
+`Member.handle(events, now)` takes everything that arrived in a turn and returns everything that is to be done. It does
+no I/O, knows no clock but `now` and the wall clock it was given as a function, and executes committed entries in the
+same call. Production, the simulator and the lab drive this same class. (docs/explanation/life-of-a-write.md)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from oarlock.errors import (
+    DeadlineExceeded,
+    LeadershipLost,
+    NoLeader,
+    Outcome,
+    Overloaded,
+    ProposalDropped,
+    RaftError,
+    Stopped,
+)
+from oarlock.machines.base import Checkpoint, Machine
+from oarlock.node.replica.batch import (
+    BATCH_BYTES_MAX,
+    COMMAND_BYTES_MAX,
+    decode_batch,
+    decode_group,
+    encode_batch,
+    encode_group,
+    split,
+)
+from oarlock.node.replica.directory import MemberRecord, decode_record
+from oarlock.node.replica.events import (
+    CheckpointWritten,
+    Completed,
+    Failed,
+    LoadSnapshot,
+    MemberEffect,
+    MemberEvent,
+    ReadBarrier,
+    ReadsFailed,
+    ReadsReady,
+    SnapshotFailed,
+    SnapshotLoaded,
+    Submit,
+    WriteCheckpoint,
+    WriteSnapshot,
+)
+from oarlock.node.replica.forwarding import ForwardedProposals, Verdict
+from oarlock.node.replica.pending import Group, Pending, Reads
+from oarlock.node.replica.sessions import Envelope, known_kind, publish
+from oarlock.raft.config import RaftConfig
+from oarlock.raft.core import Raft, Rng
+from oarlock.raft.events import (
+    Appended,
+    Applied,
+    Apply,
+    Event,
+    Halt,
+    MessageReceived,
+    PeerConnected,
+    ProposalRefused,
+    Proposed,
+    ReadFailed,
+    ReadReady,
+    ReadRequested,
+    Restore,
+    Restored,
+    Send,
+    SnapshotWritten,
+    StartSnapshot,
+)
+from oarlock.raft.messages import Propose, ProposeReply
+from oarlock.raft.status import RaftStatus
+from oarlock.raft.types import NOBODY, Configuration, Entry, EntryKind, HardState, Index, NodeId, SnapshotMeta, Term
+
+NUMBER_MAX: Final = 2**62  # of the driver's proposals; ours begin here
+NEVER: Final = 2**63 - 1
+SECOND: Final = 1_000_000_000
+PUBLISH_RETRY_NS: Final = SECOND
+SNAPSHOT_RETRY_NS: Final = 10 * SECOND  # after a snapshot or checkpoint found no room
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberLimits:
+    """Bounds and habits of one member. Times in ns, sizes in bytes."""
+
+    request_timeout_ns: int = 5 * SECOND  # and two election timeouts: how long a proposal or a read may take
+    proposals_pending_max: int = 65_536  # commands without an answer, of this member's callers
+    proposals_pending_bytes_max: int = 64 << 20
+    reads_pending_max: int = 10_000  # read tokens without an answer
+    apply_gap_max: int = 5_000  # entries committed and not applied here; above it nothing new is taken
+    snapshot_entries: int = 100_000  # a volatile machine is written to a file after so many entries ...
+    snapshot_bytes: int = 64 << 20  # ... or so many bytes of them
+    checkpoint_bytes: int = 32 << 20  # a durable machine is checkpointed when so much is dirty ...
+    checkpoint_interval_ns: int = 5 * SECOND  # ... and at least this often while anything is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberStatus:
+    """What a person needs to see of one member."""
+
+    raft: RaftStatus
+    applied_index: Index
+    proposals_pending: int
+    proposals_pending_bytes: int
+    reads_pending: int
+    sessions: int
+    resubmitted: int  # groups handed over again after a change of leader
+    refused_forwards: int  # proposals of other members that were refused
+    malformed_forwards: int
+
+
+class _Part(NamedTuple):
+    """One group of a batch on its way into the log: of this member (`group`), or passed on by `sender` for `term`."""
+
+    data: bytes
+    group: Group | None = None
+    sender: NodeId = NOBODY
+    boot: int = 0
+    request: int = 0
+    term: Term = 0
+
+
+class Member:
+    """One replica.
+
+    `hard_state`, `snapshot` and `entries` are what recovery gave back; `machine` has been restored so far that its
+    `applied_index` is at least `snapshot.index` (None: a witness). `initial` is the configuration at index 0 of a new
+    group, empty for a member that joins. `boot` identifies this life of the process: 64 random bits. `record` is this
+    member's own encoded `MemberRecord`, which it publishes if the group knows another one; empty: nothing is published.
+    `wall_clock` gives wall-clock time in ns, for the stamps of batches.
+    """
+
+    def __init__(
+        self,
+        config: RaftConfig,
+        *,
+        hard_state: HardState,
+        snapshot: SnapshotMeta,
+        entries: Sequence[Entry],
+        initial: Configuration,
+        incarnation: int,
+        machine: Machine | None,
+        boot: int,
+        rng: Rng,
+        now: int,
+        wall_clock: Callable[[], int],
+        record: bytes = b"",
+        limits: MemberLimits | None = None,
+    ) -> None:
+        applied = machine.applied_index if machine is not None else snapshot.index
+        last = entries[-1].index if entries else snapshot.index
+        assert snapshot.index <= applied <= last, f"machine at {applied}, snapshot {snapshot.index}, log ends at {last}"
+        self.id = config.id
+        self.boot = boot
+        self.machine = machine
+        self.limits = limits if limits is not None else MemberLimits()
+        self.raft = Raft(
+            config,
+            hard_state=hard_state,
+            snapshot=snapshot,
+            entries=entries,
+            applied=applied,
+            initial=initial,
+            incarnation=incarnation,
+            rng=rng,
+            now=now,
+        )
+        self._config = config
+        self._timeout_ns = self.limits.request_timeout_ns + 2 * config.election_timeout_ns
+        self._wall_clock = wall_clock
+        self._envelope = Envelope(machine) if machine is not None else None
+        self._now = now
+        self._out: list[MemberEffect] = []
+        self._step: list[Event] = []  # for the next call of the core
+        self._halted = False
+
+        self._pending = Pending()
+        self._reads = Reads()
+        self._forwarded = ForwardedProposals(hard_state.term)
+        self._arrived: list[_Part] = []  # passed on to us in this turn
+        self._handed: dict[int, list[_Part]] = {}  # token -> what the batch holds that the core has not answered for
+        self._token = 0
+        self._request = 0
+        self._applied_term: Term = 0
+        self._hold_until = 0  # the queue waits for this, or for another leader
+        self._held_by: tuple[Term, NodeId] = (0, NOBODY)
+        self._forward_check_at = NEVER
+        self.resubmitted = 0
+        self.refused_forwards = 0
+        self.malformed_forwards = 0
+
+        self._record = decode_record(record) if record else None
+        self._record_bytes = record
+        self._publishing = False
+        self._publish_at = now
+        self._own_number = NUMBER_MAX
+
+        self._entries_since = applied - snapshot.index  # applied since the last snapshot or checkpoint
+        self._bytes_since = 0
+        self._saving = False  # a snapshot or checkpoint is being written
+        self._saved_at = now
+        self._save_not_before = now
+        self._snapshot_wanted: Index = 0  # somebody needs a snapshot file at or above this
+        self._snapshot_begun: Index = 0  # the one being written
+        self._loaded: SnapshotLoaded | None = None
+
+    # ------------------------------------------------------------------ what others may look at
+
+    @property
+    def applied_index(self) -> Index:
+        return self.machine.applied_index if self.machine is not None else self.raft.last_applied
+
+    @property
+    def pending_count(self) -> int:
+        return self._pending.count
+
+    @property
+    def pending_bytes(self) -> int:
+        return self._pending.bytes
+
+    @property
+    def reads_pending(self) -> int:
+        return len(self._reads)
+
+    @property
+    def halted(self) -> bool:
+        return self._halted
+
+    @property
+    def saving(self) -> bool:
+        """Whether a snapshot or checkpoint is being written."""
+        return self._saving
+
+    def records(self) -> dict[NodeId, MemberRecord]:
+        """Name and URLs of every member: as the configuration has them, and what members have published since."""
+        published = self._envelope.records if self._envelope is not None else {}
+        records: dict[NodeId, MemberRecord] = {}
+        for info in self.raft.configuration.members:
+            added = decode_record(info.context)
+            said = published.get(info.id)
+            if said is None:
+                records[info.id] = added
+            else:
+                records[info.id] = MemberRecord(said.name or added.name, added.peer_urls, said.client_urls)
+        return records
+
+    def status(self) -> MemberStatus:
+        return MemberStatus(
+            raft=self.raft.status(),
+            applied_index=self.applied_index,
+            proposals_pending=self._pending.count,
+            proposals_pending_bytes=self._pending.bytes,
+            reads_pending=len(self._reads),
+            sessions=self._envelope.session_count if self._envelope is not None else 0,
+            resubmitted=self.resubmitted,
+            refused_forwards=self.refused_forwards,
+            malformed_forwards=self.malformed_forwards,
+        )
+
+    def next_deadline(self) -> int:
+        """When `handle` must be called next even if nothing happens, on the driver's clock in ns."""
+        if self._halted:
+            return NEVER
+        deadline = min(self.raft.next_deadline(), self._forward_check_at)
+        oldest = self._pending.oldest()
+        if oldest is not None:
+            deadline = min(deadline, oldest.deadline)
+            if self._pending.queue and self._hold_until > self._now:
+                deadline = min(deadline, self._hold_until)
+        reads = self._reads.deadline()
+        if reads is not None:
+            deadline = min(deadline, reads)
+        if self._entries_since and not self._saving and self.machine is not None and self.machine.durable:
+            deadline = min(deadline, max(self._saved_at + self.limits.checkpoint_interval_ns, self._save_not_before))
+        if self._save_not_before > self._now and (self._snapshot_wanted or self._entries_since):
+            deadline = min(deadline, self._save_not_before)
+        if self._record is not None and not self._publishing and self._publish_at > self._now:
+            deadline = min(deadline, self._publish_at)
+        return deadline
+
+    def validate(self) -> None:
+        """What is true between any two calls, if this code is right."""
+        self.raft.validate()
+        assert not self._handed and not self._arrived, "proposals without an answer from the core"
+        assert self._pending.count >= 0 and self._pending.bytes >= 0
+        assert all(group.term == 0 for group in self._pending.queue), "a group in the queue was handed over"
+
+    # ------------------------------------------------------------------ the step
+
+    def handle(self, events: Sequence[MemberEvent], now: int) -> list[MemberEffect]:
+        """Take everything that arrived since the last call; say what to do. `now` never goes back.
+
+        An exception means that the state machine, or this code, is wrong: the member must not go on.
+        """
+        if self._halted:
+            return []
+        self._now = now
+        out: list[MemberEffect] = []
+        self._out = out
+        self._step = []
+        for event in events:
+            self._take(event)
+        raft = self.raft
+        if raft.is_leader and (self._pending.queue or self._arrived):
+            self._append_queue()
+        while True:
+            step, self._step = self._step, []
+            for effect in raft.handle(step, now):
+                self._perform(effect)
+            if self.halted:
+                self._fail_everything(Stopped("the member stopped"))
+                break
+            if raft.is_leader:
+                self._forwarded.lead(raft.current_term)
+            if not self._step:
+                self._dispatch()
+                self._maybe_publish()
+                self._maybe_save()
+                if not self._step:
+                    break
+        self._expire()
+        self._out = []
+        return out
+
+    def stop(self, error: RaftError | None = None) -> list[MemberEffect]:
+        """The driver stops this member: everybody who waits is told. `handle` does nothing from now on."""
+        self._halted = True
+        out: list[MemberEffect] = []
+        self._out = out
+        self._fail_everything(error if error is not None else Stopped("the member stopped"))
+        self._out = []
+        return out
+
+    def _take(self, event: MemberEvent) -> None:
+        match event:
+            case MessageReceived(sender, message):
+                if isinstance(message, Propose):
+                    self._forward_received(sender, message)
+                elif isinstance(message, ProposeReply):
+                    self._refusal_received(sender, message)
+                else:
+                    self._step.append(event)
+            case Submit(first, commands):
+                assert first + len(commands) <= NUMBER_MAX, f"proposal numbers end at {NUMBER_MAX}"
+                self._submit(first, commands)
+            case ReadBarrier(token):
+                if len(self._reads) >= self.limits.reads_pending_max:
+                    self._out.append(ReadsFailed(token, Overloaded("reads_pending_max", self.limits.reads_pending_max)))
+                else:
+                    self._reads.ask(token, self._now + self._timeout_ns)
+                    self._step.append(ReadRequested(token))
+            case CheckpointWritten(checkpoint):
+                self._checkpoint_written(checkpoint)
+            case SnapshotWritten():
+                self._saving = False
+                self._step.append(event)
+            case SnapshotFailed():
+                self._saving = False
+                self._snapshot_wanted = max(self._snapshot_wanted, self._snapshot_begun)
+                self._save_not_before = self._now + SNAPSHOT_RETRY_NS
+            case SnapshotLoaded():
+                self._loaded = event
+            case PeerConnected(peer, _):
+                self._step.append(event)
+                if peer == self.raft.leader_id:
+                    self._forward_again(0)
+            case _:
+                self._step.append(event)
+
+    def _perform(self, effect: object) -> None:
+        """Carry out what concerns the queue and the machine; hand everything else to the driver."""
+        match effect:
+            case Apply(entries):
+                self._apply(entries)
+            case Appended(token, term, _):
+                self._appended(token, term)
+            case ProposalRefused(token, reason, _):
+                self._refused(token, reason)
+            case ReadReady(token, index):
+                if self._reads.ready(token, index, self.applied_index):
+                    self._out.append(ReadsReady([token]))
+            case ReadFailed(token, reason):
+                if self._reads.fail(token):
+                    self._out.append(ReadsFailed(token, self._read_error(reason)))
+            case Restore(snapshot):
+                self._out.append(LoadSnapshot(snapshot))
+            case StartSnapshot(index):
+                self._snapshot_wanted = max(index, 1)
+            case Halt():
+                self._halted = True
+                self._out.append(effect)
+            case _:
+                self._out.append(effect)  # type: ignore[arg-type]  # the rest of raft's effects are ours too
+
+    # ------------------------------------------------------------------ proposals: the queue
+
+    def _submit(self, first: int, commands: Sequence[bytes]) -> None:
+        limits = self.limits
+        runs = split(commands)
+        for run in runs:
+            error: RaftError | None = None
+            if self._pending.count + len(run) > limits.proposals_pending_max and len(self._pending):
+                error = Overloaded("proposals_pending_max", limits.proposals_pending_max)
+            elif self._pending.bytes + sum(map(len, run)) > limits.proposals_pending_bytes_max and len(self._pending):
+                error = Overloaded("proposals_pending_bytes_max", limits.proposals_pending_bytes_max)
+            elif self.raft.commit_index - self.raft.last_applied > limits.apply_gap_max:
+                error = Overloaded("apply_gap_max", limits.apply_gap_max)
+            elif self._envelope is None:
+                error = ProposalDropped("a witness has no state machine: ask another member")
+            elif len(run[0]) > COMMAND_BYTES_MAX:
+                error = Overloaded("COMMAND_BYTES_MAX", COMMAND_BYTES_MAX)
+            if error is not None:
+                self._out.append(Failed(first, len(run), error))
+            else:
+                data = encode_group(self.id, self.boot, first, run)
+                self._pending.add(Group(first, len(run), data, self._now + self._timeout_ns))
+            first += len(run)
+
+    def _dispatch(self) -> None:
+        """Hand the queue over to whoever leads now, if anybody does."""
+        queue = self._pending.queue
+        if not queue:
+            return
+        raft = self.raft
+        leader = (raft.current_term, raft.leader_id)
+        if leader != self._held_by:
+            self._hold_until = 0
+        if leader[1] == NOBODY or self._now < self._hold_until:
+            return
+        if raft.is_leader:
+            self._append_queue()
+            return
+        if raft.log.last_term != raft.current_term:
+            return  # not in step with this leader yet: it may have to send a snapshot, which would hide the outcome
+        if self._forward_check_at == NEVER:
+            self._forward_check_at = self._now + self._config.election_timeout_ns
+        while queue:
+            group = queue.popleft()
+            self._request += 1
+            self._pending.handed_over(group, leader[0], to=leader[1], request=self._request, now=self._now)
+            self._out.append(Send(leader[1], Propose(term=leader[0], request=self._request, payload=group.data)))
+
+    def _hold(self) -> None:
+        """The leader does not take proposals just now: do not ask it again at once."""
+        self._held_by = (self.raft.current_term, self.raft.leader_id)
+        self._hold_until = self._now + self._config.heartbeat_interval_ns
+
+    def _append_queue(self) -> None:
+        """We lead: put into the log what was passed on to us, and the queue unless it is held, in few batches."""
+        parts, self._arrived = self._arrived, []
+        queue = self._pending.queue
+        if self._now >= self._hold_until and not self.raft.transferring:
+            parts += [_Part(group.data, group) for group in queue]
+            queue.clear()
+        start = size = 0
+        for at, part in enumerate(parts):
+            if at > start and size + len(part.data) > BATCH_BYTES_MAX:
+                self._propose(parts[start:at])
+                start, size = at, 0
+            size += len(part.data)
+        if start < len(parts):
+            self._propose(parts[start:] if start else parts)
+
+    def _propose(self, parts: list[_Part]) -> None:
+        assert self._envelope is not None, "a witness proposes nothing"
+        self._token += 1
+        self._handed[self._token] = parts
+        stamp = max(self._wall_clock(), self._envelope.stamp_ns)
+        payload = encode_batch(stamp, [part.data for part in parts])
+        waiting = tuple(sorted({part.sender for part in parts} - {NOBODY}))
+        self._step.append(Proposed(self._token, payload, waiting))
+
+    def _appended(self, token: int, term: Term) -> None:
+        for part in self._handed.pop(token):
+            if part.group is not None:
+                self._pending.handed_over(part.group, term)
+            else:
+                # The sender counts on its own term. A leader cannot lose one term and win another in one call.
+                assert term == part.term, f"a proposal for term {part.term} was appended in term {term}"
+
+    def _refused(self, token: int, reason: str) -> None:
+        back: list[Group] = []
+        for part in self._handed.pop(token):
+            if part.group is not None:
+                back.append(part.group)
+            else:
+                self._refuse_forward(part.sender, part.boot, part.request, reason)
+        if back:
+            self._pending.requeue(back)
+            if reason != "not_leader":
+                self._hold()
+
+    # ------------------------------------------------------------------ proposals: between members
+
+    def _forward_received(self, sender: NodeId, message: Propose) -> None:
+        """Another member passes proposals on to us, whom it takes for the leader of `message.term`."""
+        raft = self.raft
+        try:
+            group = decode_group(message.payload)
+            if group.origin != sender:
+                raise ValueError(f"a group of member {group.origin:x} from member {sender:x}")
+            for command in group.commands:
+                if not known_kind(command):
+                    raise ValueError(f"a command of kind {command[0]:#04x}, which this version does not know")
+        except ValueError:
+            self.malformed_forwards += 1
+            return
+        verdict = self._forwarded.judge(
+            message.term, sender, group.boot, message.request, leads=raft.is_leader, current_term=raft.current_term
+        )
+        if verdict is Verdict.REFUSE:
+            self._refuse(sender, message.request, "not_leader")
+        elif verdict is Verdict.NEW:
+            if raft.transferring:
+                self._refuse_forward(sender, group.boot, message.request, "transferring")
+            elif raft.commit_index - raft.last_applied > self.limits.apply_gap_max:
+                self._refuse_forward(sender, group.boot, message.request, "overloaded")
+            else:
+                part = _Part(message.payload, None, sender, group.boot, message.request, message.term)
+                self._arrived.append(part)
+
+    def _refuse_forward(self, sender: NodeId, boot: int, request: int, reason: str) -> None:
+        self._forwarded.refused(sender, boot, request)
+        self._refuse(sender, request, reason)
+
+    def _refuse(self, sender: NodeId, request: int, reason: str) -> None:
+        self.refused_forwards += 1
+        self._out.append(Send(sender, ProposeReply(term=self.raft.current_term, request=request, reason=reason)))
+
+    def _refusal_received(self, sender: NodeId, message: ProposeReply) -> None:
+        group = self._pending.of_request(message.request)
+        if group is None or group.to != sender:
+            return
+        if message.reason == "overloaded":
+            self._fail(group, Overloaded("uncommitted_bytes_max", self._config.uncommitted_bytes_max))
+        else:
+            self._pending.requeue([group])
+            self._hold()
+
+    def _forward_again(self, sent_before: int) -> None:
+        """What was passed on to the present leader in its present term may be lost: pass it on again, under the same
+        request numbers, by which the leader knows what it has."""
+        raft = self.raft
+        for group in self._pending.forwarded():
+            if group.term == raft.current_term and group.to == raft.leader_id:
+                if sent_before and group.sent_at > sent_before:
+                    continue
+                group.sent_at = self._now
+                self._out.append(Send(group.to, Propose(term=group.term, request=group.request, payload=group.data)))
+
+    # ------------------------------------------------------------------ the machine
+
+    def _apply(self, entries: tuple[Entry, ...]) -> None:
+        """Execute committed entries in order and answer whoever waits for them here."""
+        envelope = self._envelope
+        term = entries[-1].term
+        if envelope is not None:
+            out = self._out
+            own, boot = self.id, self.boot
+            size = 0
+            for entry in entries:
+                if entry.kind != EntryKind.NORMAL:
+                    envelope.apply_empty(entry.index, entry.term)
+                    continue
+                payload = entry.payload
+                size += len(payload)
+                batch = decode_batch(payload)
+                groups = batch.groups
+                commands = groups[0].commands if len(groups) == 1 else [c for group in groups for c in group.commands]
+                results = envelope.apply(entry.index, entry.term, batch.stamp_ns, commands)
+                at = 0
+                for group in groups:
+                    count = len(group.commands)
+                    if group.origin == own and group.boot == boot and self._pending.applied(group.first, entry.term):
+                        if group.first >= NUMBER_MAX:
+                            self._publishing = False
+                        else:
+                            out.append(
+                                Completed(group.first, results if len(groups) == 1 else results[at : at + count])
+                            )
+                    at += count
+            envelope.flush()
+            self._bytes_since += size
+        self._entries_since += len(entries)
+        self._step.append(Applied(entries[-1].index))
+        if term > self._applied_term:
+            self._applied_term = term
+            overtaken = self._pending.overtaken(term)
+            if overtaken:
+                self.resubmitted += len(overtaken)
+                self._pending.requeue(overtaken)
+        if len(self._reads):
+            done = self._reads.applied(entries[-1].index)
+            if done:
+                self._out.append(ReadsReady(done))
+
+    def _maybe_restore(self) -> None:
+        """Put the machine into the state of a snapshot that came from the leader."""
+        loaded = self._loaded
+        if loaded is None or self._saving:
+            return
+        self._loaded = None
+        assert self.machine is not None and self._envelope is not None, "a witness restores nothing"
+        snapshot = loaded.snapshot
+        self.machine.restore(snapshot.index, loaded.chunks)
+        now_at = self.machine.applied_index
+        assert now_at == snapshot.index, f"restored {snapshot.index}, but the machine is at {now_at}"
+        self._envelope.load()
+        self._entries_since = self._bytes_since = 0
+        self._saved_at = self._now
+        self._applied_term = max(self._applied_term, snapshot.term)
+        for group in self._pending.up_to(snapshot.term):
+            # Its entry may be among those that the snapshot stands for: nobody can tell any more.
+            self._fail(group, LeadershipLost("a snapshot took the place of the entries that may hold this proposal"))
+        self._step.append(Restored(snapshot))
+        done = self._reads.applied(snapshot.index)
+        if done:
+            self._out.append(ReadsReady(done))
+
+    # ------------------------------------------------------------------ snapshots and checkpoints
+
+    def _maybe_save(self) -> None:
+        """Write the machine's state down when it is time, so that the log can be cut and a restart is short."""
+        self._maybe_restore()
+        if self._saving or self._loaded is not None or self._now < self._save_not_before:
+            return
+        limits = self.limits
+        machine = self.machine
+        raft = self.raft
+        if machine is None:
+            if self._entries_since >= limits.snapshot_entries:
+                # A witness has no state: that it applied the entries is all there is to say.
+                self._entries_since = 0
+                self._step.append(SnapshotWritten(raft.snapshot_meta(raft.last_applied)))
+            return
+        # What is applied may be ahead of our own disk's log; a state beyond the log's end could not be recovered from.
+        if raft.log.stable_index < machine.applied_index or machine.applied_index != raft.last_applied:
+            return
+        if machine.durable:
+            if self._snapshot_wanted and self._start_snapshot():
+                return
+            due = (
+                machine.dirty_bytes() >= limits.checkpoint_bytes
+                or self._now >= self._saved_at + limits.checkpoint_interval_ns
+                or self._snapshot_wanted > 0
+            )
+            if due and self._entries_since:
+                self._begin_saving()
+                self._out.append(WriteCheckpoint(machine.checkpoint()))
+        elif self._snapshot_wanted:
+            self._start_snapshot()
+        elif self._entries_since >= limits.snapshot_entries or self._bytes_since >= limits.snapshot_bytes:
+            self._snapshot_wanted = machine.applied_index
+            self._start_snapshot()
+
+    def _begin_saving(self) -> None:
+        self._saving = True
+        self._snapshot_begun = 0
+        self._saved_at = self._now
+        self._entries_since = self._bytes_since = 0
+
+    def _start_snapshot(self) -> bool:
+        """Capture the machine for a snapshot file. Returns whether the capture is recent enough."""
+        assert self.machine is not None
+        capture = self.machine.capture()
+        if capture.index < max(self._snapshot_wanted, self.raft.log.snapshot_index):
+            capture.close()
+            return False
+        if self.machine.durable:
+            self._saving = True
+        else:
+            self._begin_saving()
+        self._snapshot_begun, self._snapshot_wanted = self._snapshot_wanted, 0
+        self._out.append(WriteSnapshot(self.raft.snapshot_meta(capture.index), capture))
+        return True
+
+    def _checkpoint_written(self, checkpoint: Checkpoint) -> None:
+        assert self.machine is not None and self._saving
+        self._saving = False
+        self.machine.checkpointed(checkpoint)
+        if checkpoint.index > self.raft.log.snapshot_index:
+            self._step.append(SnapshotWritten(self.raft.snapshot_meta(checkpoint.index)))
+
+    def final_checkpoint(self) -> Checkpoint | None:
+        """For a clean stop: a checkpoint of all that is applied, if the machine is durable and the log holds it."""
+        machine = self.machine
+        if machine is None or not machine.durable or self._saving or self._loaded is not None:
+            return None
+        if self.raft.log.stable_index < machine.applied_index or not self._entries_since:
+            return None
+        self._begin_saving()
+        return machine.checkpoint()
+
+    # ------------------------------------------------------------------ publishing who we are
+
+    def _maybe_publish(self) -> None:
+        """Let the group know our name and client URLs, if what it knows is something else."""
+        if self._record is None or self._publishing or self._envelope is None or self._now < self._publish_at:
+            return
+        raft = self.raft
+        if raft.leader_id == NOBODY or self._applied_term != raft.current_term or raft.last_applied < raft.commit_index:
+            return  # what we see of the state may be old
+        if raft.configuration.member(self.id) is None:
+            return
+        if self._envelope.record_of(self.id) == self._record:
+            self._record = None
+            return
+        self._publishing = True
+        self._publish_at = self._now + PUBLISH_RETRY_NS
+        data = encode_group(self.id, self.boot, self._own_number, [publish(self.id, self._record_bytes)])
+        self._pending.add(Group(self._own_number, 1, data, self._now + self._timeout_ns))
+        self._own_number += 1
+        self._dispatch()
+
+    # ------------------------------------------------------------------ time and errors
+
+    def _expire(self) -> None:
+        now = self._now
+        while (group := self._pending.oldest()) is not None and group.deadline <= now:
+            self._fail(group, self._late(group))
+        for token in self._reads.expired(now):
+            self._out.append(ReadsFailed(token, self._late_read()))
+        if now >= self._forward_check_at:
+            interval = self._config.election_timeout_ns
+            self._forward_again(now - interval)
+            self._forward_check_at = now + interval if self._pending.forwarded() else NEVER
+
+    def _late(self, group: Group) -> RaftError:
+        if group.term:
+            return DeadlineExceeded("no answer in time; the command may have been executed, or may still be")
+        if self.raft.leader_id == NOBODY:
+            return NoLeader("no leader was elected in time; nothing was proposed")
+        return ProposalDropped("the leader took no proposals in time; nothing was proposed")
+
+    def _late_read(self) -> RaftError:
+        if self.raft.leader_id == NOBODY:
+            return NoLeader("no leader was elected in time; nothing was read")
+        error = DeadlineExceeded("no answer in time; nothing was read")
+        error.outcome = Outcome.NOT_EXECUTED
+        return error
+
+    def _read_error(self, reason: str) -> RaftError:
+        if reason == "overloaded":
+            return Overloaded("reads_pending_max", self._config.reads_pending_max)
+        return NoLeader("no leader was elected in time; nothing was read")
+
+    def _fail(self, group: Group, error: RaftError) -> None:
+        self._pending.drop(group)
+        if group.first >= NUMBER_MAX:
+            self._publishing = False
+        else:
+            self._out.append(Failed(group.first, group.count, error))
+
+    def _fail_everything(self, error: RaftError) -> None:
+        for parts in self._handed.values():  # the core halted before it came to them
+            self._pending.requeue([part.group for part in parts if part.group is not None])
+        self._handed.clear()
+        self._arrived.clear()
+        for group in self._pending.all():
+            if group.term:
+                self._fail(group, error)
+            else:
+                self._fail(group, ProposalDropped(f"{error}; nothing was proposed"))
+        for token in self._reads.all():
+            self._out.append(ReadsFailed(token, error))
