@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from tests.support.clusters import assert_all_equal, cluster_of, find_leader, runs_etcd, wait_until
 from tests.support.etcd_wire import EtcdClient
