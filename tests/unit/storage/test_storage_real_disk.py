@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 from oarlock.errors import DirectoryInUse, DiskFull, StorageError, SyncFailed
+from oarlock.raft.types import Entry, HardState, SnapshotMeta
 from oarlock.storage.real_disk import RealDisk
 from oarlock.storage.records import Identity
 from oarlock.storage.wal import WriteAheadLog
@@ -122,3 +125,77 @@ def test_the_lock_of_a_second_log_in_one_process(tmp_path: Path) -> None:
     with pytest.raises(DirectoryInUse):
         WriteAheadLog.open(RealDisk(), f"{tmp_path}/wal", segment_bytes=4096)
     log.close()
+
+
+WRITER = """
+import sys
+from oarlock.raft.types import Entry, HardState, SnapshotMeta
+from oarlock.storage.real_disk import RealDisk
+from oarlock.storage.wal import Identity, WriteAheadLog
+log = WriteAheadLog.create(RealDisk(), sys.argv[1], Identity(1, 2, 3), segment_bytes=16384)
+for index in range(1, 1_000_000):
+    log.append(0, HardState(1, 1, index - 1), [Entry(1, index, 0, b"%d" % index * 40)])
+    if index % 100 == 0:
+        log.append(0, None, (), snapshot=SnapshotMeta(index - 20, 1))
+    log.sync()
+    print(index, flush=True)
+    if index % 100 == 0:
+        log.release(0, index - 40)
+        log.prepare_next()
+"""
+
+
+def test_sigkill_in_the_middle_of_writing(tmp_path: Path) -> None:
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, f"{tmp_path}/wal"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
+    )
+    assert writer.stdout is not None
+    acknowledged = [int(writer.stdout.readline()) for _ in range(330)]
+    writer.kill()
+    acknowledged += [int(line) for line in writer.stdout.read().splitlines()]
+    writer.wait()
+    writer.stdout.close()
+    log, found = WriteAheadLog.open(RealDisk(), f"{tmp_path}/wal", expected=(1, 2), segment_bytes=16384)
+    log.close()
+    entries = found.groups[0].entries
+    assert acknowledged[-1] <= entries[-1].index <= acknowledged[-1] + 1
+    assert entries[0].index <= found.groups[0].snapshot.index - 19 and found.groups[0].snapshot.index >= 280
+    assert all(entry.payload == b"%d" % entry.index * 40 for entry in entries)
+
+
+def test_append_sync_and_upkeep_on_three_threads(tmp_path: Path) -> None:
+    """The division of labour that the runtime uses; every hand-over is counted, nothing waits for a clock."""
+    log = WriteAheadLog.create(RealDisk(), f"{tmp_path}/wal", Identity(1, 2, 3), segment_bytes=16384)
+    appended: SimpleQueue[int] = SimpleQueue()
+    synced: SimpleQueue[int] = SimpleQueue()
+    total = 600
+
+    def sync() -> None:
+        while (index := appended.get()) <= total:
+            log.sync()
+            synced.put(index)
+        synced.put(total + 1)
+
+    def upkeep() -> None:
+        while (index := synced.get()) <= total:
+            log.release(0, index - 50)
+            log.prepare_next()
+
+    with ThreadPoolExecutor(2) as pool:
+        work = [pool.submit(sync), pool.submit(upkeep)]
+        for index in range(1, total + 1):
+            mark = SnapshotMeta(index - 30, 1) if index % 50 == 0 else None
+            log.append(0, None, (), snapshot=mark)
+            log.append(0, HardState(1, 1, index - 1), [Entry(1, index, 0, bytes(400))])
+            appended.put(index)
+        appended.put(total + 1)
+        for job in work:
+            job.result(timeout=60)
+    assert log.segment_count < 10
+    log.close()
+    log, found = WriteAheadLog.open(RealDisk(), f"{tmp_path}/wal", segment_bytes=16384)
+    log.close()
+    assert found.groups[0].last_index == total and found.repaired == ""

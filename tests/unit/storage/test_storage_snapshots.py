@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -14,6 +15,7 @@ from oarlock.storage import snapshots as snapshots_module
 from oarlock.storage.sim_disk import Fault, Operation, PowerCut, SimDisk
 from oarlock.storage.snapshots import SnapshotStore
 
+GOLDEN = Path(__file__).parent / "golden" / "format-1.snap"
 CONF = Configuration.of_voters(1, 2, 3)
 CHUNKS = [b"one", b"", bytes(3000), b"x" * 700]
 
@@ -239,6 +241,35 @@ def test_swapped_files_are_noticed() -> None:
     disk.write_raw(f"s/00000000-{9:016x}-{2:016x}.snap", disk.read_raw(f"s/00000000-{5:016x}-{2:016x}.snap"))
     with pytest.raises(Corrupt, match="renamed or cut"):
         store.newest(0)
+
+
+def test_a_sender_can_check_its_own_copy() -> None:
+    disk = SimDisk()
+    store = SnapshotStore(disk, "s")
+    meta = written(store)
+    store.open(0, meta).verify()
+    reader = store.open(0, meta)
+    disk.flip_bit(f"s/{disk.listdir('s')[0]}", 100)
+    with pytest.raises(Corrupt, match="checksum"):
+        reader.verify()
+    assert disk.listdir("s")[0].endswith(".corrupt")
+
+
+def test_the_golden_file_of_format_1() -> None:
+    """Written by the first release of format 1; it must be readable for ever."""
+    disk = SimDisk()
+    store = SnapshotStore(disk, "s")
+    meta = written(store, 0x1234, 7, group=3, chunks=[b"first", b"", b"third"])
+    name = f"{3:08x}-{0x1234:016x}-{7:016x}.snap"
+    assert disk.read_raw(f"s/{name}") == GOLDEN.read_bytes(), (
+        "the format changed: raise STREAM_FORMAT, keep reading this"
+    )
+    old = SimDisk()
+    old.mkdir("s")
+    old.write_raw(f"s/{name}", GOLDEN.read_bytes())
+    again = SnapshotStore(old, "s")
+    assert again.newest(3) == meta
+    assert content(again, meta, group=3) == [b"first", b"", b"third"]
 
 
 # ---------------------------------------------------------------- crashes

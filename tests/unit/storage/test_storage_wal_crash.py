@@ -304,3 +304,26 @@ def test_failed_directory_operation(kind: Operation) -> None:
         disk.clear_faults()
         disk.power_loss(Random(number)) if number % 2 else disk.kill()
         check(run, disk, expect_log=False)
+
+
+def test_power_loss_while_segments_are_dropped_leaves_no_gap() -> None:
+    """A removed name may come back; segments 1 and 3 without 2 would look like a lost one."""
+    came_back = set()
+    for cut_at in range(100):
+        for seed in range(20):
+            disk = SimDisk()
+            log = WriteAheadLog.create(disk, PATH, IDENTITY, segment_bytes=SEGMENT)
+            log.append(0, None, [Entry(1, 1 + n, 0, bytes(900)) for n in range(20)], snapshot=None)
+            log.append(0, HardState(1, 1, 20), (), snapshot=mark(20, 1))
+            log.sync()
+            disk.cut_at = disk.operations + cut_at
+            try:
+                log.release(0, 20)
+            except PowerCut:
+                disk.power_loss(Random(seed))
+            else:
+                assert cut_at > 8 and len(came_back) > 3
+                return
+            log, found = WriteAheadLog.open(disk, PATH, segment_bytes=SEGMENT)
+            assert found.groups[0].last_index == 20 and found.repaired == ""
+            came_back.add(log.segment_count)
