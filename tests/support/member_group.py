@@ -1,7 +1,8 @@
 """Three members in one process: the real `Member`, a network and disks made of lists, and virtual time.
 
 Nothing here draws random numbers but from the seed: a failing test fails again. Messages and fsyncs wait in queues
-until `settle` or `run` delivers them; a test may cut links, hold fsyncs back, repeat messages, crash and restart members.
+until `settle` or `run` delivers them; a test may cut links, hold fsyncs back, repeat messages, crash and restart
+members.
 """
 
 from __future__ import annotations

@@ -434,8 +434,8 @@ class Member:
         if raft.is_leader:
             self._append_queue()
             return
-        if raft.log.last_term != raft.current_term:
-            return  # not in step with this leader yet: it may have to send a snapshot, which would hide the outcome
+        if raft.log.last_term != raft.current_term or raft.last_applied < raft.log.snapshot_index:
+            return  # not in step with this leader yet: a snapshot may have to come, which would hide the outcome
         if self._forward_check_at == NEVER:
             self._forward_check_at = self._now + self._config.election_timeout_ns
         while queue:
