@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from oarlock.api.limits import Limits
 
 log = logging.getLogger(__name__)
 
+_TEXT_AT_END = re.compile(rb"[ -~]{8,}\Z")  # a GOAWAY ends with what libnghttp2 has to say about the fault
 WRITE_BYTES = 256 * 1024  # taken from the engine at a time; the transport's buffer holds at most about this
 
 
@@ -135,11 +137,13 @@ class Http2Connection(asyncio.Protocol):
         if transport is None or self._writing_paused:
             return
         engine = self.engine
+        written = b""
         while True:
             data = engine.take(WRITE_BYTES)
             size = len(data)
             if not size:
                 break
+            written = data
             self._taken_bytes += size
             transport.write(data)
             if size < WRITE_BYTES or self._writing_paused:
@@ -150,7 +154,10 @@ class Http2Connection(asyncio.Protocol):
             self._unsent_reported = unsent
         if self._drain_waiters:
             self._wake_senders()
-        if engine.finished and not self._writing_paused:
+        if engine.finished and not self._writing_paused and not transport.is_closing():
+            if engine.faulty:
+                text = _TEXT_AT_END.search(written)
+                self._report("protocol", text.group().decode("ascii") if text else "HTTP/2 protocol error")
             transport.close()
 
     @property
@@ -245,13 +252,16 @@ class Http2Connection(asyncio.Protocol):
             self._stalled_s = 0.0
         self._taken_at_tick = self._taken_bytes
 
+    def _report(self, kind: str, why: str) -> None:
+        log.warning("client connection cut peer=%s reason=%s detail=%s", self.peer, kind, why)
+        self.host.abuse(kind)
+
     def _cut(self, kind: str, why: str, error_code: ErrorCode | None) -> None:
         """End the connection: log, count, say GOAWAY where the socket takes it."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        log.warning("client connection cut peer=%s reason=%s detail=%s", self.peer, kind, why)
-        self.host.abuse(kind)
+        self._report(kind, why)
         if error_code is not None:
             self.engine.fail(error_code)
         if self._writing_paused:

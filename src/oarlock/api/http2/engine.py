@@ -91,6 +91,10 @@ class Engine(Protocol):
     def finished(self) -> bool:
         """Nothing more will be read; once `take` is empty the socket can be closed."""
 
+    @property
+    def faulty(self) -> bool:
+        """`finished`, because of a fault of the peer that `feed` did not raise and only the GOAWAY tells of."""
+
 
 EngineFactory: TypeAlias = Callable[[EngineSink, Limits], Engine]
 

@@ -13,8 +13,12 @@ import h2.events
 import h2.exceptions
 import h2.settings
 
-from oarlock.api.http2.engine import ConnectionFailed, EngineSink, ErrorCode
+from oarlock.api.http2.engine import PREFACE, ConnectionFailed, EngineSink, ErrorCode
 from oarlock.api.limits import Limits
+
+PUMPED_BYTES_MAX = 256 * 1024  # given to h2 before the socket has taken it: h2 itself would buffer a whole window
+FRAME_BYTES_MAX = 16384
+FRAME_HEADER_BYTES = 9
 
 _GONE = (h2.exceptions.ProtocolError, KeyError)  # the stream or connection has ended under the writer
 
@@ -51,6 +55,10 @@ class H2Engine:
         self._out: dict[int, _Outbox] = {}
         self._unsent = 0
         self._ready = bytearray()
+        self._pumped = 0
+        self._pump_waits = False
+        self._frame_header = b""
+        self._skip = len(PREFACE)  # bytes until the next frame header
         self._finished = False
         self._draining = False
         self._open: set[int] = set()
@@ -58,6 +66,7 @@ class H2Engine:
     def feed(self, data: bytes) -> None:
         if self._finished:
             return
+        self._check_frame_sizes(data)
         try:
             events = self._connection.receive_data(data)
         except h2.exceptions.ProtocolError as error:
@@ -68,6 +77,27 @@ class H2Engine:
             raise ConnectionFailed(f"{type(error).__name__}: {error}") from error
         for event in events:
             self._dispatch(event)
+
+    def _check_frame_sizes(self, data: bytes) -> None:
+        """Refuse a frame that is too large by its header: h2 would wait, and hold memory, for all of it."""
+        at, size = 0, len(data)
+        while at < size:
+            if self._skip:
+                step = min(self._skip, size - at)
+                self._skip -= step
+                at += step
+                continue
+            step = FRAME_HEADER_BYTES - len(self._frame_header)
+            header = self._frame_header + data[at:at + step]
+            at += step
+            if len(header) < FRAME_HEADER_BYTES:
+                self._frame_header = header
+                return
+            self._frame_header = b""
+            self._skip = int.from_bytes(header[:3], "big")
+            if self._skip > FRAME_BYTES_MAX:
+                self.fail(ErrorCode.FRAME_SIZE_ERROR)
+                raise ConnectionFailed(f"frame of {self._skip} bytes, more than {FRAME_BYTES_MAX}")
 
     def _dispatch(self, event: h2.events.Event) -> None:
         sink = self._sink
@@ -112,6 +142,12 @@ class H2Engine:
     def take(self, amount: int) -> bytes:
         ready = self._ready
         ready += self._connection.data_to_send()
+        self._pumped = 0
+        while self._pump_waits and len(ready) < amount:
+            self._pump_waits = False
+            self._pump_all()
+            ready += self._connection.data_to_send()
+            self._pumped = 0
         if len(ready) <= amount:
             data = bytes(ready)
             ready.clear()
@@ -163,6 +199,9 @@ class H2Engine:
         try:
             pieces = outbox.pieces
             while pieces:
+                if self._pumped >= PUMPED_BYTES_MAX:
+                    self._pump_waits = True
+                    return
                 window = min(connection.local_flow_control_window(stream_id), connection.max_outbound_frame_size)
                 if window <= 0:
                     return
@@ -173,6 +212,7 @@ class H2Engine:
                     pieces[0] = piece[window:]
                     piece = piece[:window]
                 connection.send_data(stream_id, piece)
+                self._pumped += len(piece)
                 outbox.size -= len(piece)
                 self._unsent -= len(piece)
             if outbox.trailers is not None:
@@ -227,6 +267,10 @@ class H2Engine:
     @property
     def finished(self) -> bool:
         return self._finished
+
+    @property
+    def faulty(self) -> bool:
+        return False  # a fault of the peer is always raised by `feed`
 
 
 def _goaway(last_stream_id: int, error_code: int) -> bytes:

@@ -16,7 +16,7 @@ CONTINUATIONS_MAX = 8  # CONTINUATION frames of one header block
 class Ngh2Engine:
     """See `engine.Engine`."""
 
-    __slots__ = ("_connection", "_sink", "_data_to_send", "_receive", "_events", "_ready", "_headed")
+    __slots__ = ("_connection", "_sink", "_data_to_send", "_receive", "_events", "_ready", "_headed", "_ending")
 
     def __init__(self, sink: EngineSink, limits: Limits) -> None:
         configuration = ngh2.Configuration(
@@ -36,6 +36,7 @@ class Ngh2Engine:
         self._sink = sink
         self._ready = b""  # taken from ngh2 already, because what came next would have overtaken it
         self._headed = 0  # the stream of the last complete `head`
+        self._ending = False  # one of the two sides has asked for the end
         self._receive = connection.receive_data
         self._events = connection.events
         self._data_to_send = connection.data_to_send
@@ -72,6 +73,7 @@ class Ngh2Engine:
             case ngh2.PingAcknowledged():
                 self._sink.on_pong()
             case ngh2.GoAwayReceived():
+                self._ending = True
                 self._sink.on_goaway()
             case _:
                 pass  # window updates, priorities and alternative services change nothing for us
@@ -124,12 +126,14 @@ class Ngh2Engine:
         self._connection.ping()
 
     def drain(self) -> None:
+        self._ending = True
         try:
             self._connection.send_goaway(0)
         except ngh2.NGH2Error:
             return  # already closing
 
     def fail(self, error_code: int) -> None:
+        self._ending = True
         try:
             self._connection.terminate_connection(error_code)
         except ngh2.NGH2Error:
@@ -144,6 +148,10 @@ class Ngh2Engine:
     @property
     def finished(self) -> bool:
         return not self._connection.want_read
+
+    @property
+    def faulty(self) -> bool:
+        return not self._ending and not self._connection.want_read
 
 
 def make_engine(sink: EngineSink, limits: Limits) -> Ngh2Engine:
