@@ -77,6 +77,7 @@ class Run:
         self.disk = disk
         self.oracle = Oracle()
         self.log: WriteAheadLog | None = None
+        self.syncing = False
 
     def append(
         self, group: int, hard_state: HardState | None = None, entries: tuple[tuple[int, int, int], ...] = (),
@@ -89,7 +90,9 @@ class Run:
 
     def sync(self) -> None:
         assert self.log is not None
+        self.syncing = True
         self.log.sync()
+        self.syncing = False
         self.oracle.synced = len(self.oracle.states) - 1
 
     def release(self, group: int, index: int) -> None:
@@ -264,7 +267,8 @@ def test_failed_sync_at_every_sync(after: str) -> None:
     for run, disk, error in every("sync", Fault.EIO):
         assert isinstance(error, SyncFailed)
         syncs = sum(kind == "sync" for kind, _ in disk.log)
-        if run.log is not None and run.log.failed:
+        if run.syncing:
+            assert run.log is not None and run.log.failed
             for use in uses_of(run.log):
                 with pytest.raises(StorageError):
                     use()
