@@ -196,6 +196,8 @@ def decode_configuration(data: bytes) -> Configuration:
         raise ValueError("a configuration's members must be sorted, unique and at most 64")
     if not (configuration.voters | configuration.outgoing) <= set(ids):
         raise ValueError("a configuration's voters must be among its members")
+    if encode_configuration(configuration) != bytes(data):
+        raise ValueError("a configuration must be written in its one form")
     return configuration
 
 
