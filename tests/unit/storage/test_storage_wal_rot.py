@@ -359,3 +359,48 @@ def test_zeros_inside_a_rotten_value_do_not_make_it_a_torn_write() -> None:
     disk.flip_bit(segment(1), SECTOR_BYTES + 48)
     with pytest.raises(Corrupt):
         recovered(disk)
+
+
+def test_a_whole_batch_replaced_by_another_valid_one() -> None:
+    """Same log, same batch number, right checksums, other content: only the chain of the next batch can tell."""
+    images = []
+    for word in (b"promised", b"replaced"):
+        disk = SimDisk()
+        log = WriteAheadLog.create(disk, PATH, IDENTITY, segment_bytes=SEGMENT)
+        for index, payload in enumerate((word, b"next"), 1):
+            log.append(0, None, [Entry(1, index, 0, payload)])
+            log.sync()
+        log.close()
+        images.append(bytearray(disk.read_raw(segment(1))))
+    images[0][SECTOR_BYTES : 2 * SECTOR_BYTES] = images[1][SECTOR_BYTES : 2 * SECTOR_BYTES]
+    disk.write_raw(segment(1), bytes(images[0]))
+    with pytest.raises(Corrupt, match="hash chain"):
+        recovered(disk)
+
+
+def test_a_head_that_forgets_a_group() -> None:
+    """What a bug in the writer would leave. The group's vote would be gone with the segment before."""
+    disk = SimDisk()
+    log = WriteAheadLog.create(disk, PATH, IDENTITY, segment_bytes=SEGMENT)
+    log.append(4, HardState(3, 1, 0), ())
+    log.append(0, None, entries(1, 3, size=900))
+    log.sync()
+    del log._written[4]
+    log.append(0, None, entries(4, 1, size=900))
+    log.sync()
+    log.close()
+    with pytest.raises(Corrupt, match="tells of 1 groups out of 2"):
+        recovered(disk)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_missing_last_segment_is_known_even_after_a_power_loss(seed: int) -> None:
+    disk = SimDisk()
+    log = WriteAheadLog.create(disk, PATH, IDENTITY, segment_bytes=SEGMENT)
+    log.append(0, None, entries(1, 4, size=900))
+    log.sync()
+    assert log.segment_count == 2
+    disk.power_loss(Random(seed))
+    disk.remove_raw(segment(2))
+    with pytest.raises(Corrupt, match=segment_name(2)):
+        recovered(disk)
