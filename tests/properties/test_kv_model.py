@@ -4,6 +4,7 @@ restores and slices of compaction. The model keeps a whole dict for every revisi
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -272,11 +273,21 @@ txns = st.builds(Txn, compares, nested_ops, nested_ops) | leaf_txns
 compacts = st.builds(Compact, revisions)
 commands = st.one_of(puts, puts, puts, deletes, ranges, txns, compacts)
 
+hot_writes = st.builds(Put, hot, values) | st.builds(DeleteRange, hot)
+long_writes = st.one_of(
+    st.builds(Put, st.sampled_from(LONG_KEYS), values),
+    st.builds(DeleteRange, st.sampled_from(LONG_KEYS)),
+    st.builds(Range, st.sampled_from(LONG_KEYS), st.sampled_from(LONG_KEYS), st.integers(0, 3), st.just(0), st.just(2)),
+    st.builds(Txn, st.just([]), st.lists(hot_writes, min_size=2, max_size=4)),
+)
+
 
 class KvAgainstModel(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="oarlock-kv-"))
+        # In memory if possible: what is tested here is order, not the disk, and it syncs often.
+        shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.directory = Path(tempfile.mkdtemp(prefix="oarlock-kv-", dir=shm))
         self.memory = KvMachine.in_memory()
         self.disk = self.open_disk()
         self.model = Model()
@@ -298,6 +309,17 @@ class KvAgainstModel(RuleBasedStateMachine):
             self.checkpoint, self.written = None, False
 
     @rule(batch=st.lists(commands, min_size=1, max_size=5))
+    def apply_a_few(self, batch: list[Command]) -> None:
+        self.apply(batch)
+
+    @rule(batch=st.lists(st.one_of(hot_writes, hot_writes, commands), min_size=8, max_size=16))
+    def apply_many(self, batch: list[Command]) -> None:
+        self.apply(batch)
+
+    @rule(batch=st.lists(long_writes, min_size=4, max_size=8))
+    def apply_long_keys(self, batch: list[Command]) -> None:
+        self.apply(batch)
+
     def apply(self, batch: list[Command]) -> None:
         entry = [encode(command) for command in batch]
         self.entries.append(entry)
@@ -323,13 +345,9 @@ class KvAgainstModel(RuleBasedStateMachine):
                 assert plain(self.memory.range(request)) == expected
                 assert plain(self.disk.range(request)) == expected
 
-    @rule(entries=st.integers(1, 7))
-    def purge_one(self, entries: int) -> None:
-        self.memory.compact_some(entries)
-
-    @rule(entries=st.integers(1, 7))
-    def purge_other(self, entries: int) -> None:
-        self.disk.compact_some(entries)
+    @rule(entries=st.integers(1, 7), which=st.booleans())
+    def purge(self, entries: int, which: bool) -> None:
+        (self.memory if which else self.disk).compact_some(entries)
 
     @precondition(lambda self: self.checkpoint is None)
     @rule(write=st.booleans())

@@ -400,7 +400,7 @@ class KvMachine:
                 self._tombstone_count -= 1
         else:
             size = len(key)
-            at = size + (3 if size < 0x80 else 1 + len(varint(size)))  # the create revision's first byte
+            at = size + (3 if size < 0x80 else 2 + len(varint(size)))  # the create revision's first byte
             while previous[at] >= 0x80:
                 at += 1
             behind = at + 2
