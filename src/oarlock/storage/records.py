@@ -197,6 +197,7 @@ def read_batch(view: memoryview, offset: int, salt: int, chain: int, batch: int)
     A batch counts only whole: it is valid if every record up to its SYNC record is, each chained to the one before.
     """
     records: list[Record] = []
+    first = FIRST
     while True:
         record = unpack_record(view, offset, salt)
         if isinstance(record, str):
@@ -205,13 +206,14 @@ def read_batch(view: memoryview, offset: int, salt: int, chain: int, batch: int)
             return offset, "the record does not follow the one before it (hash chain)"
         if record.batch != batch:
             return offset, f"the record belongs to batch {record.batch}, not to batch {batch}"
-        if bool(record.flags & FIRST) != (not records):
+        if record.flags & FIRST != first:
             return offset, "the record's place in its batch is wrong"
         records.append(record)
         if record.type == SYNC:
             if record.index != len(records):
                 return offset, f"the batch ends after {len(records)} records, its end says {record.index}"
             return records
+        first = 0
         chain = record.crc
         offset = record.end
 

@@ -354,14 +354,14 @@ class _Replay:
                 )
             if entries:
                 del entries[max(0, index - entries[0].index) :]
+            if entries and term < entries[-1].term:
+                raise ValueError(f"entry {term}.{index} does not follow {entries[-1]}: the term went back")
         elif index != self.last_index + 1 or record.flags & CUT:
             raise ValueError(f"entry {term}.{index} does not follow {self.last_term}.{self.last_index}")
         elif term < self.last_term:
             raise ValueError(
                 f"entry {term}.{index} does not follow {self.last_term}.{self.last_index}: the term went back"
             )
-        if entries and term < entries[-1].term:
-            raise ValueError(f"entry {term}.{index} does not follow {entries[-1]}: the term went back")
         entries.append(Entry(term, index, record.kind, bytes(record.payload)))
         self.last_index, self.last_term = index, term
 
@@ -397,11 +397,17 @@ class _Replay:
 def _apply(replay: dict[GroupId, _Replay], segments: list[Segment], record: Record, head: bool) -> None:
     """Take one record. Raises `ValueError` if it does not fit what was read before."""
     kind = record.type
+    group = replay.get(record.group)
+    if kind == ENTRY and group is not None and not head:  # nearly all records
+        if record.flags & CUT:
+            clip(segments, record.group, record.index)
+        group.entry(record)
+        segments[-1].last_index[record.group] = record.index
+        return
     if kind == SYNC:
         return
     if (kind == GROUP) != head:
         raise ValueError("a record that belongs to a segment's head is not there, or the other way round")
-    group = replay.get(record.group)
     if kind == GROUP:
         if group is not None:
             group.head(record)
@@ -414,8 +420,6 @@ def _apply(replay: dict[GroupId, _Replay], segments: list[Segment], record: Reco
     if group is None:
         group = replay[record.group] = _Replay()
     if kind == ENTRY:
-        if record.flags & CUT:
-            clip(segments, record.group, record.index)
         group.entry(record)
         segments[-1].last_index[record.group] = record.index
     elif kind == HARD_STATE:

@@ -6,7 +6,6 @@ was appended after it, and must never call that `Corrupt`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from random import Random
 
@@ -22,6 +21,11 @@ from oarlock.storage.wal import WriteAheadLog
 PATH = "data/wal"
 IDENTITY = Identity(0xC1, 0xA, 0x1234567890)
 SEGMENT = 4096
+
+
+def copied(groups: dict[int, GroupState]) -> dict[int, GroupState]:
+    """Marks, hard states and entries are values: only the lists need copies."""
+    return {g: GroupState(state.hard_state, state.snapshot, list(state.entries)) for g, state in groups.items()}
 
 
 class Oracle:
@@ -47,7 +51,7 @@ class Oracle:
             state.entries = [e for e in state.entries if e.index < entry.index] + [entry]
 
     def _next(self, group: int) -> GroupState:
-        self.states.append(copy.deepcopy(self.states[-1]))
+        self.states.append(copied(self.states[-1]))
         return self.states[-1].setdefault(group, GroupState())
 
     def accepts(self, groups: dict[int, GroupState]) -> bool:
@@ -195,7 +199,7 @@ def test_power_loss_at_every_operation() -> None:
     total = operations()
     repaired = 0
     for cut_at in range(total):
-        for seed in range(6):
+        for seed in range(4):
             run, disk = crashed(cut_at)
             disk.power_loss(Random(cut_at * 1000 + seed))
             check(run, disk, expect_log=False)
