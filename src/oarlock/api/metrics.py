@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from oarlock.api.backend import Backend
 from oarlock.api.grpc.router import Method
+from oarlock.api.grpc.status import Code
 
 _CODE_NAMES = (
     "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
@@ -91,7 +92,7 @@ class _MethodCollector:
             "grpc_server_handled", "Calls completed on the server.", labels=["grpc_service", "grpc_method", "grpc_code"])
         for method in self._methods:
             started.add_metric([method.service, method.name], float(method.started))
-            for code, count in method.codes.items():
+            for code, count in ((Code.OK, method.succeeded), *method.codes.items()):
                 handled.add_metric([method.service, method.name, _CODE_NAMES[code]], float(count))
         yield started
         yield handled

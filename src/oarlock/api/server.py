@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from oarlock.api.backend import Backend
@@ -37,7 +37,8 @@ class ApiServer:
         self.metrics = metrics
         self.open_streams = 0
         self.unsent_bytes = 0
-        self.flush_soon: Callable[[Callable[[], None]], None] = backend.flush_soon
+        self._backend_flush_soon = backend.flush_soon
+        self._to_flush: list[Http2Connection] = []
         self.service = EtcdService(backend, limits)
         served = {(m.service, m.name) for m in methods}
         all_methods = [m for m in self.service.methods() if (m.service, m.name) not in served] + list(methods)
@@ -132,6 +133,18 @@ class ApiServer:
         return _Sniffer(self)
 
     # -- what connections ask of their host
+    def flush_soon(self, connection: Http2Connection) -> None:
+        """One request to the backend for all connections of a turn."""
+        waiting = self._to_flush
+        waiting.append(connection)
+        if len(waiting) == 1:
+            self._backend_flush_soon(self._flush_all)
+
+    def _flush_all(self) -> None:
+        waiting, self._to_flush = self._to_flush, []
+        for connection in waiting:
+            connection.flush()
+
     def abuse(self, kind: str) -> None:
         self.metrics.connections_cut.labels(kind).inc()
 
@@ -210,11 +223,10 @@ class _Sniffer(asyncio.Protocol):
         self._age_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
         if not self._server.sniffer_opened(self):
             self._server.abuse("connections")
-            transport.abort()
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer = self._buffer + data

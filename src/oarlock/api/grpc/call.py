@@ -123,8 +123,7 @@ class StreamCall(Call):
     def finish_ok(self) -> None:
         if self.open:
             self.open = False
-            codes = self.method.codes
-            codes[Code.OK] = codes.get(Code.OK, 0) + 1
+            self.method.succeeded += 1
             engine = self.connection.engine
             if not self.answered:
                 engine.head(self.stream_id, RESPONSE_HEADERS + TRAILERS_OK, True)

@@ -41,17 +41,17 @@ class GrpcConnection(Http2Connection):
         self._router = host.router
         self._calls: dict[int, Call] = {}
         self._routes: dict[Headers, Route] = {}
+        self._last_headers: Headers = ()
+        self._last_route = Route(None)
         self._partial_bytes = 0
         self._with_deadline: dict[int, Call] = {}
 
     # -- requests
     def on_request(self, stream_id: int, headers: Headers, end_stream: bool) -> None:
-        route = self._routes.get(headers)
-        if route is None:
-            route = self._router.route(headers)
-            if len(self._routes) >= ROUTES_REMEMBERED_MAX:
-                self._routes.clear()
-            self._routes[headers] = route
+        if headers == self._last_headers:  # most clients repeat themselves; comparing costs half of what hashing does
+            route = self._last_route
+        else:
+            route = self._find_route(headers)
         method = route.method
         if method is None:
             self._refuse(stream_id, route.code, route.text, end_stream, route.http_status)
@@ -62,7 +62,7 @@ class GrpcConnection(Http2Connection):
             self.engine.reset(stream_id, ErrorCode.REFUSED_STREAM)
             self.touch()
             return
-        if self.congested:
+        if host.unsent_bytes and self.congested:
             host.abuse("unsent")
             self._refuse(stream_id, Code.RESOURCE_EXHAUSTED,
                          f"answers for over {self.limits.unsent_bytes_max} bytes wait to be read: read them first",
@@ -83,6 +83,17 @@ class GrpcConnection(Http2Connection):
             call.task = host.spawn(self._run(call))
         if end_stream:
             self.on_end(stream_id)
+
+    def _find_route(self, headers: Headers) -> Route:
+        route = self._routes.get(headers)
+        if route is None:
+            route = self._router.route(headers)
+            if len(self._routes) >= ROUTES_REMEMBERED_MAX:
+                self._routes.clear()
+            self._routes[headers] = route
+        self._last_headers = headers
+        self._last_route = route
+        return route
 
     def on_data(self, stream_id: int, data: bytes, end_stream: bool) -> None:
         call = self._calls.get(stream_id)
@@ -225,25 +236,25 @@ class GrpcConnection(Http2Connection):
     # -- answers
     def finish(self, call: Call, message: bytes) -> None:
         """End a unary call with `message`. Called by `Call.reply`, once."""
-        if self.congested:
-            self.host.abuse("unsent")
+        host = self.host
+        if host.unsent_bytes and self.congested:
+            host.abuse("unsent")
             call.open = True
             call.fail(Code.RESOURCE_EXHAUSTED, "answers wait to be read: read them first")
             return
-        codes = call.method.codes
-        codes[Code.OK] = codes.get(Code.OK, 0) + 1
+        call.method.succeeded += 1
         stream_id = call.stream_id
         self.engine.answer(stream_id, RESPONSE_HEADERS, b"\0" + len(message).to_bytes(4, "big") + message, TRAILERS_OK)
         if len(message) > 16384 and self._transport is not None:  # a big answer counts before it is flushed
-            self.host.unsent_bytes += len(message)
+            host.unsent_bytes += len(message)
             self._unsent_reported += len(message)
         if self._calls.pop(stream_id, None) is not None:
-            self.host.open_streams -= 1
+            host.open_streams -= 1
             if call.due is not None:
                 self._with_deadline.pop(stream_id, None)
         if not self._flush_planned and not self._in_turn:
             self._flush_planned = True
-            self.host.flush_soon(self.flush)
+            host.flush_soon(self)
 
     def forget(self, call: Call) -> None:
         """The call is over: nothing of it stays here."""

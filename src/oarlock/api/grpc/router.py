@@ -22,7 +22,7 @@ _TIMEOUT_UNITS_S = {72: 3600.0, 77: 60.0, 83: 1.0, 109: 1e-3, 117: 1e-6, 110: 1e
 class Method:
     """One RPC. Exactly one of `unary` and `stream` is set. The counters are read by the metrics."""
 
-    __slots__ = ("service", "name", "unary", "stream", "started", "codes")
+    __slots__ = ("service", "name", "unary", "stream", "started", "succeeded", "codes")
 
     def __init__(self, service: str, name: str, *, unary: UnaryHandler | None = None,
                  stream: StreamHandler | None = None) -> None:
@@ -32,7 +32,8 @@ class Method:
         self.unary = unary
         self.stream = stream
         self.started = 0
-        self.codes: dict[Code, int] = {}
+        self.succeeded = 0
+        self.codes: dict[Code, int] = {}  # of the calls that did not succeed
 
     @property
     def path(self) -> bytes:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from oarlock.api.http2.engine import ConnectionFailed, EngineFactory, ErrorCode, Headers
 from oarlock.api.limits import Limits
@@ -31,8 +30,8 @@ class Http2Host(Protocol):
     unsent_bytes: int
     """Answer bytes waiting on all connections, as each last reported."""
 
-    def flush_soon(self, flush: Callable[[], None]) -> None:
-        """Call `flush` at the end of this turn."""
+    def flush_soon(self, connection: Http2Connection) -> None:
+        """Call `connection.flush()` at the end of this turn."""
 
     def connection_opened(self, connection: Http2Connection) -> None: ...
     def connection_closed(self, connection: Http2Connection) -> None: ...
@@ -70,9 +69,8 @@ class Http2Connection(asyncio.Protocol):
 
     # -- asyncio.Protocol
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.peer = str(transport.get_extra_info("peername"))
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
+        self.peer = str(self._transport.get_extra_info("peername"))
         self.host.connection_opened(self)
         self.flush()
 
@@ -128,7 +126,7 @@ class Http2Connection(asyncio.Protocol):
         """Something was given to the engine: write it at the end of this turn."""
         if not self._flush_planned and not self._in_turn:
             self._flush_planned = True
-            self.host.flush_soon(self.flush)
+            self.host.flush_soon(self)
 
     def flush(self) -> None:
         """Write what the engine has, as far as the socket takes it."""
@@ -154,11 +152,14 @@ class Http2Connection(asyncio.Protocol):
             self._unsent_reported = unsent
         if self._drain_waiters:
             self._wake_senders()
-        if engine.finished and not self._writing_paused and not transport.is_closing():
+        if engine.finished and self._may_close(transport):
             if engine.faulty:
                 text = _TEXT_AT_END.search(written)
                 self._report("protocol", text.group().decode("ascii") if text else "HTTP/2 protocol error")
             transport.close()
+
+    def _may_close(self, transport: asyncio.Transport) -> bool:
+        return not self._writing_paused and not transport.is_closing()
 
     @property
     def congested(self) -> bool:
