@@ -194,8 +194,8 @@ class Walk(Cluster):
         voters = rng.choices([1, 2, 3, 4, 5, 6, 7], [5, 5, 45, 15, 25, 3, 2])[0]
         infos = [MemberInfo(id=n, priority=rng.choice([1, 1, 1, 2, 5])) for n in range(1, voters + 1)]
         if voters >= 3 and rng.random() < 0.15:
-            infos[rng.randrange(voters)] = MemberInfo(id=rng.randrange(1, voters + 1), role=MemberRole.WITNESS)
-            infos = list({i.id: i for i in infos}.values())
+            witness = rng.randrange(voters)
+            infos[witness] = MemberInfo(id=witness + 1, role=MemberRole.WITNESS)
         if rng.random() < 0.2:
             infos.append(MemberInfo(id=voters + 1, role=MemberRole.LEARNER))
         lease = rng.random() < 0.25

@@ -438,6 +438,8 @@ class Raft:
         self._durability.persisted(self._effects, ticket, self._restore)
         self._commit_wanted = True
         role = self.role
+        if isinstance(role, Leader) and any(m.role is MemberRole.WITNESS for m in self.configuration.members):
+            self._replicate_wanted = True  # what has become durable here may now go to a witness
         durable = self._durability.durable
         if isinstance(role, Candidate) and durable.term == self.current_term and self.id not in role.votes:
             assert durable.vote == self.id, "a candidate's durable vote is not for itself"
@@ -1020,15 +1022,24 @@ class Raft:
 
     def _replicate_to(self, node: NodeId, progress: Progress) -> None:
         log = self.log
+        last = self._last_for(node)
         while progress.may_send:
             if progress.next_index < log.first_index:
                 self._begin_snapshot(node, progress)
                 return
-            if progress.next_index > log.last_index and progress.state is ProgressState.REPLICATE:
+            if progress.next_index > last and progress.state is ProgressState.REPLICATE:
                 return
-            if progress.next_index > log.last_index and progress.match_index == log.last_index:
+            if progress.next_index > last and progress.match_index >= last:
                 return
             self._send_append(node, progress)
+
+    def _last_for(self, node: NodeId) -> Index:
+        """The last entry that this follower may be sent: for a witness only what is durable here.
+
+        A witness cannot lead. Held it an entry that no full member has (our disk lost it before its fsync), it would refuse
+        every candidate, and a group that needs its vote would have no leader ever again.
+        """
+        return self.log.stable_index if self._is_witness(node) else self.log.last_index
 
     def _send_append(self, node: NodeId, progress: Progress, *, empty: bool = False) -> None:
         log = self.log
@@ -1036,8 +1047,9 @@ class Raft:
         prev_term = log.term(prev_index)
         assert prev_term is not None, f"prev {prev_index} is compacted away (base {log.snapshot_index})"
         entries: tuple[Entry, ...] = ()
-        if not empty and progress.next_index <= log.last_index:
-            entries = log.slice(progress.next_index, log.last_index, self.config.message_bytes_max)
+        last = self._last_for(node)
+        if not empty and progress.next_index <= last:
+            entries = log.slice(progress.next_index, last, self.config.message_bytes_max)
             if self._is_witness(node):
                 entries = tuple(_stripped(entry) for entry in entries)
         commit = log.commit_index
