@@ -316,7 +316,7 @@ def test_failed_directory_operation(kind: Operation) -> None:
 
 def test_power_loss_while_segments_are_dropped_leaves_no_gap() -> None:
     """A removed name may come back; segments 1 and 3 without 2 would look like a lost one."""
-    came_back = set()
+    came_back: set[int] = set()
     for cut_at in range(100):
         for seed in range(20):
             disk = SimDisk()

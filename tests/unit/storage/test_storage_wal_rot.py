@@ -364,6 +364,7 @@ def test_zeros_inside_a_rotten_value_do_not_make_it_a_torn_write() -> None:
 def test_a_whole_batch_replaced_by_another_valid_one() -> None:
     """Same log, same batch number, right checksums, other content: only the chain of the next batch can tell."""
     images = []
+    disk = SimDisk()
     for word in (b"promised", b"replaced"):
         disk = SimDisk()
         log = WriteAheadLog.create(disk, PATH, IDENTITY, segment_bytes=SEGMENT)
