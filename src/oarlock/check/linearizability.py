@@ -9,7 +9,7 @@ configurations are followed once (Lowe's memoisation).
 Differs from both in the treatment of operations of unknown outcome. They stay open for ever, and k of them would give
 2^k configurations. But having used fewer of them is never worse: what can happen after a configuration can also happen
 after one with the same state, the same finished operations and a subset of the unknown ones. Only the minimal ones are
-followed.
+followed. For the same reason an unknown operation is never placed right before one that overwrites what it did.
 """
 
 from __future__ import annotations
@@ -199,31 +199,46 @@ def _place(
     """
     seen = _Frontier(unknown)
     result = _Frontier(unknown)
-    agenda: list[tuple[int, int, int, Hashable]] = []
-    ticket = 0  # keeps the heap from comparing states
+    moves = [
+        (bit, operation.call, operation.result, model.overwrites(operation.call, operation.result))
+        for bit, operation in opened
+    ]
+    observers = 0  # operations before which it can make sense to place an unknown one
+    for bit, _, _, overwrites in moves:
+        if not overwrites:
+            observers |= bit
+    # Entries: unknown operations used, a ticket that keeps the heap from comparing states, the configuration, and
+    # whether its last operation is an unknown one.
+    agenda: list[tuple[int, int, int, Hashable, bool]] = []
+    ticket = 0
     for state, placed in configurations:
         if placed & returned:
             result.add(state, placed & ~returned)
         elif seen.add(state, placed):
-            agenda.append(((placed & unknown).bit_count(), ticket, placed, state))
+            agenda.append(((placed & unknown).bit_count(), ticket, placed, state, False))
             ticket += 1
     heapq.heapify(agenda)
     step: Callable[[Hashable, Hashable, Hashable], Hashable] = model.step
     while agenda:
-        _, _, placed, state = heapq.heappop(agenda)
-        for bit, operation in opened:
-            if placed & bit:
+        _, _, placed, state, after_unknown = heapq.heappop(agenda)
+        to_observe = observers & ~placed
+        for bit, call, answer, overwrites in moves:
+            if placed & bit or (after_unknown and overwrites):
                 continue
-            after = step(state, operation.call, operation.result)
+            is_unknown = bool(bit & unknown)
+            if is_unknown and not to_observe & ~bit:
+                continue  # nobody is left who could see what it did
+            after = step(state, call, answer)
             if after is IMPOSSIBLE:
                 continue
             if bit == returned:
                 result.add(after, placed)
-            elif bit & unknown and after == state:
+            elif is_unknown and after == state:
                 continue  # an unknown operation without effect is better left for later
             elif seen.add(after, placed | bit):
                 ticket += 1
-                heapq.heappush(agenda, (((placed | bit) & unknown).bit_count(), ticket, placed | bit, after))
+                used = ((placed | bit) & unknown).bit_count()
+                heapq.heappush(agenda, (used, ticket, placed | bit, after, is_unknown))
         if seen.size + result.size > configurations_max:
             raise CheckTooLarge(
                 f"more than {configurations_max} configurations at one event ({len(opened)} operations are open): "

@@ -35,6 +35,12 @@ class Model(Protocol):
     def only_observes(self, call: Hashable, result: Hashable) -> bool:
         """Whether the call left the state alone: such a call may be dropped from a history without making it worse."""
 
+    def overwrites(self, call: Hashable, result: Hashable) -> bool:
+        """Whether the call fits every state and leaves one that does not depend on it.
+
+        Answering `False` is always right; `True` saves the search from trying what such a call would wipe out.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Read:
@@ -93,6 +99,9 @@ class Register:
     def only_observes(self, call: Hashable, result: Hashable) -> bool:
         return isinstance(call, Read) or (isinstance(call, Cas) and result is False)
 
+    def overwrites(self, call: Hashable, result: Hashable) -> bool:
+        return isinstance(call, Write) or (isinstance(call, Swap) and result is UNKNOWN)
+
 
 @dataclass(frozen=True, slots=True)
 class Get:
@@ -136,3 +145,6 @@ class KeyValue:
 
     def only_observes(self, call: Hashable, result: Hashable) -> bool:
         return isinstance(call, Get)
+
+    def overwrites(self, call: Hashable, result: Hashable) -> bool:
+        return isinstance(call, Put)
