@@ -71,8 +71,12 @@ class Program:
 
 
 def oarlock_program(*, python: str = sys.executable) -> Program:
-    """The server of this very package, run by `python`."""
-    return Program("oarlock", (python, "-m", "oarlock", "serve"), environment={"PYTHONUNBUFFERED": "1"})
+    """The server of this very package, run by `python`; from a checkout that is not installed too."""
+    environment = {"PYTHONUNBUFFERED": "1"}
+    home = Path(__file__).resolve().parents[2]
+    if home.name != "site-packages":
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
+    return Program("oarlock", (python, "-m", "oarlock", "serve"), environment=environment)
 
 
 def etcd_program() -> Program:
