@@ -1,0 +1,97 @@
+"""A node as the API sees it (`oarlock.api.backend.Backend`, which it satisfies without importing it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from oarlock.errors import RaftError
+from oarlock.node.runtime import Node
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """One member as etcd's Cluster.MemberList shows it."""
+
+    id: int
+    name: str
+    peer_urls: tuple[str, ...]
+    client_urls: tuple[str, ...]
+    is_learner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StatusView:
+    """This member's state as Maintenance.Status shows it."""
+
+    leader: int
+    raft_term: int
+    raft_index: int
+    raft_applied_index: int
+    is_learner: bool
+    db_size: int
+    db_size_in_use: int
+    errors: tuple[str, ...] = ()
+
+
+class Sized(Protocol):
+    """What the status asks of a machine."""
+
+    def size(self) -> int: ...
+    def size_in_use(self) -> int: ...
+
+
+class NodeBackend:
+    """See `oarlock.api.backend.Backend`. The methods that every request uses are the node's own."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.cluster_id = node.cluster_id
+        self.member_id = node.member_id
+        self.propose: Callable[[bytes, Callable[[object], None]], None] = node.propose
+        self.read_barrier: Callable[[Callable[[RaftError | None], None]], None] = node.read_barrier
+        self.flush_soon: Callable[[Callable[[], None]], None] = node.flush_soon
+        self._raft = node.member.raft
+
+    @property
+    def term(self) -> int:
+        return self._raft.current_term
+
+    @property
+    def kv(self) -> object:
+        """The member's machine, for reads only."""
+        return self.node.member.machine
+
+    def members(self) -> list[MemberView]:
+        configuration = self._raft.configuration
+        learners = configuration.learners
+        return [
+            MemberView(node, record.name, record.peer_urls, record.client_urls, node in learners)
+            for node, record in self.node.records().items()
+        ]
+
+    def status(self) -> StatusView:
+        raft = self._raft
+        machine = cast(Sized | None, self.node.member.machine)
+        node = self.node
+        errors: list[str] = []
+        if raft.leader_id == 0:
+            errors.append("etcdserver: no leader")
+        if node.metrics.disk_sick:
+            errors.append("oarlock: the disk is slow")
+        if node.halted.done():
+            errors.append(f"oarlock: {node.halted.result()}")
+        return StatusView(
+            leader=raft.leader_id,
+            raft_term=raft.current_term,
+            raft_index=raft.commit_index,
+            raft_applied_index=node.member.applied_index,
+            is_learner=node.member_id in raft.configuration.learners,
+            db_size=machine.size() if machine is not None else 0,
+            db_size_in_use=machine.size_in_use() if machine is not None else 0,
+            errors=tuple(errors),
+        )
+
+    def transfer_leadership(self, target: int, done: Callable[[RaftError | None], None]) -> None:
+        self.node.transfer_leadership(target, done)
