@@ -25,6 +25,7 @@ start() {
 }
 healthy() {  # wait until the member answers, but not for ever
   for _ in $(seq 100); do
+    if ! kill -0 "${pid[$1]}" 2>/dev/null; then break; fi
     if $etcdctl --endpoints="$(client "$1")" endpoint health >/dev/null 2>&1; then return; fi
     sleep 0.2
   done

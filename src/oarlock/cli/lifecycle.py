@@ -24,6 +24,7 @@ from oarlock.errors import ConfigurationError, StorageError
 log = logging.getLogger(__name__)
 
 _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR})
+_ADDRESS_ERRNOS = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})
 
 
 class HaltedError(Exception):
@@ -46,7 +47,8 @@ class Running(Protocol):
 def exit_code(error: BaseException) -> Exit:
     """The exit code for what ended the process."""
     if isinstance(error, ConfigurationError):
-        return Exit.CONFIGURATION
+        cause = error.__cause__
+        return Exit.ADDRESS if isinstance(cause, OSError) and cause.errno in _ADDRESS_ERRNOS else Exit.CONFIGURATION
     if isinstance(error, StorageError):
         return Exit.STORAGE
     if isinstance(error, HaltedError):

@@ -81,7 +81,7 @@ def _normalise(args: list[str], known: set[str], context: click.Context) -> list
 
 
 def _is_value(args: list[str], position: int, booleans: set[str]) -> bool:
-    """Whether `args[position]`, which begins with a dash, is the value of the flag before it (`--priority -1`)."""
+    """Whether `args[position]`, which begins with a dash, is the value of the flag before it (`--max-txn-ops -1`)."""
     argument = args[position]
     return position > 0 and argument[1:].isdigit() and args[position - 1].lstrip("-") in NAMES - booleans
 

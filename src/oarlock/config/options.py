@@ -14,6 +14,7 @@ from oarlock.config.values import (
     BOOL,
     CLUSTER,
     DURATION,
+    ID,
     INT,
     MILLISECONDS,
     NAMES,
@@ -183,6 +184,17 @@ class ServerConfig:
         section="clustering",
     )
 
+    cluster_id: int = _option(
+        ID,
+        0,
+        "The id of the cluster (hexadecimal, as the ready line prints it) that a new member joins with "
+        "`--initial-cluster-state=existing`. 0: not given.",
+        etcd=False,
+        section="clustering",
+        minimum=0,
+        maximum=2**64 - 1,
+    )
+
     # -- consensus
     heartbeat_interval: int = _option(
         MILLISECONDS,
@@ -225,21 +237,6 @@ class ServerConfig:
         section="consensus",
         choices=("read-index", "lease"),
     )
-    priority: int = _option(
-        INT,
-        1,
-        "Among members with equal logs a higher one campaigns earlier; 0 never campaigns by itself.",
-        etcd=False,
-        section="consensus",
-        minimum=0,
-        maximum=1000,
-    )
-    strict_reconfig_check: bool = _option(
-        BOOL,
-        True,
-        "Refuse changes of membership that would leave too few started members for a majority.",
-        section="consensus",
-    )
 
     # -- limits
     max_request_bytes: int = _option(
@@ -253,15 +250,6 @@ class ServerConfig:
     max_txn_ops: int = _option(
         INT, 128, "Operations in one transaction, nested ones included.", section="limits", minimum=1, maximum=100_000
     )
-    quota_backend_bytes: int = _option(
-        SIZE,
-        0,
-        "The size of the key-value store beyond which writes are refused; 0 stands for 2 GiB.",
-        section="limits",
-        minimum=0,
-        maximum=1 << 46,
-    )
-
     max_concurrent_streams: int = _option(
         INT,
         1000,
@@ -434,6 +422,8 @@ ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
     "peer-cert-allowed-cn": ("",),
     "peer-cert-allowed-hostname": ("",),
     "peer-crl-file": ("",),
+    "quota-backend-bytes": ("0", ""),
+    "strict-reconfig-check": ("true", "false"),  # nothing changes members through the API
     "unsafe-no-fsync": ("false",),
     "wal-dir": ("",),
 }

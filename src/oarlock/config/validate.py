@@ -15,7 +15,6 @@ from oarlock.config.values import check_member_name, show_cluster
 from oarlock.errors import ConfigurationError
 
 MEMBERS_MAX = 64  # as in raft.types; a test holds the two together
-QUOTA_BYTES_DEFAULT = 2 << 30
 
 
 def validate(loaded: Loaded) -> ServerConfig:
@@ -38,8 +37,6 @@ def _derive(loaded: Loaded) -> ServerConfig:
         config = replace(config, data_dir=f"{config.name}.oarlock")
     if not config.initial_cluster:
         config = replace(config, initial_cluster=((config.name, config.initial_advertise_peer_urls),))
-    if not config.quota_backend_bytes:
-        config = replace(config, quota_backend_bytes=QUOTA_BYTES_DEFAULT)
     return config
 
 
@@ -108,6 +105,10 @@ def _check_urls(loaded: Loaded, config: ServerConfig) -> None:
 
 
 def _check_cluster(config: ServerConfig) -> None:
+    if config.cluster_id and config.initial_cluster_state != "existing":
+        raise ConfigurationError(
+            "cluster-id is given, but initial-cluster-state is new: a new cluster's id follows from its members"
+        )
     members = dict(config.initial_cluster)
     if len(members) > MEMBERS_MAX:
         raise ConfigurationError(f"initial-cluster has {len(members)} members; at most {MEMBERS_MAX} are possible")

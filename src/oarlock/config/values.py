@@ -59,6 +59,15 @@ def parse_int(value: object) -> int:
     _bad("a whole number", value)
 
 
+def parse_id(value: object) -> int:
+    """A cluster's id in hexadecimal, as the server prints it; a TOML number is taken as it is."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"(0x)?[0-9a-fA-F]{1,16}", value.strip()):
+        return int(value, 16)
+    _bad("an id of at most 16 hexadecimal digits", value)
+
+
 def parse_size(value: object) -> int:
     """Bytes: a number, or a number with B, KiB, MiB, GiB or TiB.
 
@@ -222,6 +231,11 @@ def show_bool(value: object) -> str:
     return "true" if value else "false"
 
 
+def show_id(value: object) -> str:
+    assert isinstance(value, int)
+    return f"{value:x}"
+
+
 def show_duration(value: object) -> str:
     """The shortest exact Go duration of a number of milliseconds.
 
@@ -261,6 +275,7 @@ TEXT = Kind("text", "TEXT", parse_text)
 PATH = Kind("path", "PATH", parse_text)
 BOOL = Kind("boolean", "BOOL", parse_bool, show_bool)
 INT = Kind("number", "N", parse_int)
+ID = Kind("id", "HEX", parse_id, show_id)
 SIZE = Kind("size", "BYTES", parse_size)
 MILLISECONDS = Kind("milliseconds", "MS", parse_milliseconds)
 DURATION = Kind("duration", "DURATION", parse_duration, show_duration)

@@ -49,7 +49,10 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (("config", "show", "--nme", "x"), "unknown flag --nme (did you mean --name?)"),
         (("config", "show", "-nme=x"), "unknown flag --nme (did you mean --name?)"),
         (("config", "show", "stray"), "stray"),
-        (("config", "show", "--priority", "-1"), "priority (from flag --priority): -1 is out of range: 0 to 1000"),
+        (
+            ("config", "show", "--max-txn-ops", "-1"),
+            "max-txn-ops (from flag --max-txn-ops): -1 is out of range: 1 to 100000",
+        ),
         (("config", "show", "--config-file", "/nonexistent"), "cannot read /nonexistent"),
         (("version", "--jsn"), "--jsn"),
         (("completion", "csh"), "csh"),

@@ -20,13 +20,14 @@ def write(path: Path, text: str) -> str:
 
 
 def test_flags_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
-    file = write(tmp_path, 'name = "file"\npriority = 2\nlog-level = "debug"\n')
+    file = write(tmp_path, 'name = "file"\nmax-txn-ops = 2\nlog-level = "debug"\n')
     loaded = load(
-        {"config-file": file, "name": "flag"}, {"OARLOCK_NAME": "environment", "OARLOCK_PRIORITY": "3", "PATH": "/bin"}
+        {"config-file": file, "name": "flag"},
+        {"OARLOCK_NAME": "environment", "OARLOCK_MAX_TXN_OPS": "3", "PATH": "/bin"},
     )
-    assert (loaded.config.name, loaded.config.priority, loaded.config.log_level) == ("flag", 3, "debug")
+    assert (loaded.config.name, loaded.config.max_txn_ops, loaded.config.log_level) == ("flag", 3, "debug")
     assert loaded.sources["name"].origin is Origin.FLAG
-    assert str(loaded.sources["priority"]) == "environment OARLOCK_PRIORITY"
+    assert str(loaded.sources["max_txn_ops"]) == "environment OARLOCK_MAX_TXN_OPS"
     assert str(loaded.sources["log_level"]) == f"file {file}"
     assert loaded.sources["storage"].origin is Origin.DEFAULT
     assert loaded.config.storage == "lmdb"
@@ -41,6 +42,7 @@ def test_every_option_can_be_given_in_every_way(option: object, tmp_path: Path) 
         "path": "some/where",
         "boolean": "false" if entry.default else "true",
         "number": "7",
+        "id": "cdf818194e3a8c32",
         "size": "8192",
         "milliseconds": "777",
         "duration": "7s",
@@ -83,8 +85,9 @@ def test_the_file_can_be_named_in_the_environment(tmp_path: Path) -> None:
     [
         ({"nme": "x"}, {}, r"unknown flag --nme \(did you mean --name\?\)"),
         ({}, {"OARLOCK_ELECTION_TIMOUT": "1"}, r"OARLOCK_ELECTION_TIMOUT .*did you mean OARLOCK_ELECTION_TIMEOUT"),
-        ({"priority": "high"}, {}, r"priority \(from flag --priority\): 'high' is not a whole number"),
-        ({"priority": "1001"}, {}, "out of range: 0 to 1000"),
+        ({"max-txn-ops": "high"}, {}, r"max-txn-ops \(from flag --max-txn-ops\): 'high' is not a whole number"),
+        ({"max-txn-ops": "100001"}, {}, "out of range: 1 to 100000"),
+        ({"cluster-id": "xyz"}, {}, "hexadecimal"),
         ({"storage": "bolt"}, {}, "'bolt' is none of lmdb, memory"),
         ({"max-request-bytes": "1023"}, {}, "out of range"),
         ({"snapshot-count": "0"}, {}, "at least 1"),

@@ -33,7 +33,6 @@ def test_values_follow_from_others() -> None:
     config = validate(load({"name": "solo"}, {}))
     assert config.data_dir == "solo.oarlock"
     assert config.initial_cluster == (("solo", ("http://localhost:2380",)),)
-    assert config.quota_backend_bytes == 2 << 30
 
 
 def test_the_bounds_are_those_of_the_parts_that_hold_them() -> None:
@@ -55,6 +54,7 @@ def test_the_bounds_are_those_of_the_parts_that_hold_them() -> None:
         ({"name": "a=b"}, "equals sign"),
         ({"initial-advertise-peer-urls": "http://h9:2380"}, "they must be the same"),
         ({"initial-cluster": THREE + ",n4=http://h2:2380"}, "http://h2:2380 to both n2 and n4"),
+        ({"cluster-id": "cdf818194e3a8c32"}, "initial-cluster-state is new"),
         ({"initial-cluster-token": ""}, "token must not be empty"),
         ({"advertise-client-urls": "http://0.0.0.0:2379"}, "an address to listen on"),
         ({"advertise-client-urls": "http://[::]:2379"}, "an address to listen on"),

@@ -1,0 +1,139 @@
+"""One member as `oarlock serve` runs it: node, key-value machine and client port, wired by the configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import cast
+
+from oarlock.api.backend import Backend
+from oarlock.api.limits import Limits
+from oarlock.api.metrics import Metrics
+from oarlock.api.server import ApiServer, start_api
+from oarlock.cli.client_tls import client_tls
+from oarlock.cli.lifecycle import HaltedError, live
+from oarlock.config import ServerConfig
+from oarlock.errors import ConfigurationError, Stopped
+from oarlock.machines.base import Machine
+from oarlock.machines.kv.machine import KvMachine
+from oarlock.node.backend import NodeBackend
+from oarlock.node.bootstrap import NodeOptions, start_node
+from oarlock.node.replica import MemberLimits
+from oarlock.node.runtime import Node
+from oarlock.transport.tls import PeerTls
+
+log = logging.getLogger(__name__)
+
+DRAIN_S_MAX = 2.0
+"""How long requests under way may take to end when the server stops; the rest of the shutdown timeout is the node's."""
+
+
+def limits_of(config: ServerConfig) -> Limits:
+    """The bounds of the client port that the configuration names."""
+    return Limits(
+        connections_max=config.max_connections,
+        streams_per_connection_max=config.max_concurrent_streams,
+        request_bytes_max=config.max_request_bytes,
+        # one request of the permitted size must fit, whatever else is held back on the connection
+        unfinished_request_bytes_max=max(Limits().unfinished_request_bytes_max, 2 * config.max_request_bytes),
+        txn_ops_max=config.max_txn_ops,
+        keepalive_interval_s=config.grpc_keepalive_interval / 1000,
+        keepalive_timeout_s=config.grpc_keepalive_timeout / 1000,
+    )
+
+
+def node_options(config: ServerConfig) -> NodeOptions:
+    """The node's options. Raises `ConfigurationError` for certificates that other members would not accept."""
+    tls = None
+    if config.peer_cert_file:
+        tls = PeerTls(config.peer_cert_file, config.peer_key_file, config.peer_trusted_ca_file)
+        tls.check(config.name)
+    return NodeOptions(
+        name=config.name,
+        data_dir=config.data_dir,
+        listen_peer_urls=config.listen_peer_urls,
+        advertise_peer_urls=config.initial_advertise_peer_urls,
+        advertise_client_urls=config.advertise_client_urls,
+        initial_cluster=dict(config.initial_cluster),
+        state=config.initial_cluster_state,
+        token=config.initial_cluster_token,
+        cluster_id=config.cluster_id,
+        heartbeat_ms=config.heartbeat_interval,
+        election_ms=config.election_timeout,
+        pre_vote=config.pre_vote,
+        lease_reads=config.read_mode == "lease",
+        limits=MemberLimits(snapshot_entries=config.snapshot_count),
+        tls=tls,
+    )
+
+
+def machine_factory(config: ServerConfig) -> Callable[[str], Machine]:
+    """Makes, or opens, the key-value machine that `--storage` names."""
+    if config.storage == "memory":
+        return lambda directory: KvMachine.in_memory()
+    return KvMachine.on_disk
+
+
+class ServingMember:
+    """A started node with its client port; what `oarlock.cli.lifecycle` runs."""
+
+    def __init__(self, config: ServerConfig, node: Node, api: ApiServer) -> None:
+        self.config = config
+        self.node = node
+        self.api = api
+
+    def describe(self) -> str:
+        return (
+            f"name={self.config.name} member={self.node.member_id:x} cluster={self.node.cluster_id:x} "
+            f"client={','.join(self.api.addresses)} peer={','.join(self.node.listening)}"
+        )
+
+    async def wait_halted(self) -> BaseException:
+        reason = await asyncio.shield(self.node.halted)
+        return HaltedError(str(reason)) if isinstance(reason, Stopped) else reason
+
+    async def stop(self) -> None:
+        """First the clients, so that no request is under way when leadership moves; then the node."""
+        total_s = self.config.shutdown_timeout / 1000
+        began = asyncio.get_running_loop().time()
+        try:
+            await self.api.close(min(DRAIN_S_MAX, total_s / 4))
+        finally:
+            spent = asyncio.get_running_loop().time() - began
+            # a little less than what is left, so that the node ends in order before the process is ended
+            await self.node.stop(timeout_s=max(0.05, 0.8 * (total_s - spent)))
+
+
+async def start_member(config: ServerConfig) -> ServingMember:
+    """Start the node and then its client port; if the second fails, the first is stopped again."""
+    tls = client_tls(config)
+    node = await start_node(node_options(config), machine_factory(config))
+    try:
+        api = await start_api(
+            # the node's views have the fields of the API's without being the same classes
+            cast(Backend, NodeBackend(node)),
+            config.listen_client_urls,
+            Metrics(),
+            tls,
+            limits_of(config),
+            engine=None if config.http2 == "auto" else config.http2,
+            allowed_hosts=config.host_whitelist,
+        )
+    except BaseException:
+        await node.stop(timeout_s=1.0)
+        raise
+    return ServingMember(config, node, api)
+
+
+def run_member(config: ServerConfig) -> int:
+    """Run the member in an event loop of its own until it ends; returns the exit code."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if config.uvloop:
+        try:
+            import uvloop
+        except ImportError as error:
+            raise ConfigurationError('uvloop is on, but not installed: pip install "oarlock[speed]"') from error
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(live(lambda: start_member(config), config.shutdown_timeout / 1000))
