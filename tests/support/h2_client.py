@@ -48,8 +48,8 @@ class Answer:
     def messages(self) -> list[bytes]:
         out, at = [], 0
         while at < len(self.body):
-            size = int.from_bytes(self.body[at + 1:at + 5], "big")
-            out.append(bytes(self.body[at + 5:at + 5 + size]))
+            size = int.from_bytes(self.body[at + 1 : at + 5], "big")
+            out.append(bytes(self.body[at + 5 : at + 5 + size]))
             at += 5 + size
         return out
 
@@ -77,7 +77,9 @@ class H2Client:
     async def __aenter__(self) -> H2Client:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         self._task.cancel()
         self.writer.transport.abort()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -120,11 +122,25 @@ class H2Client:
                 case ngh2.GoAwayReceived():
                     self.goaway = event.error_code
 
-    def start(self, path: str, extra: Iterable[tuple[bytes, bytes]] = (), *, end_stream: bool = False,
-              content_type: bytes = b"application/grpc", method: bytes = b"POST") -> int:
+    def start(
+        self,
+        path: str,
+        extra: Iterable[tuple[bytes, bytes]] = (),
+        *,
+        end_stream: bool = False,
+        content_type: bytes = b"application/grpc",
+        method: bytes = b"POST",
+    ) -> int:
         """Open a stream; returns its id."""
-        headers = [(b":method", method), (b":scheme", b"http"), (b":path", path.encode()), (b":authority", b"localhost"),
-                   (b"content-type", content_type), (b"te", b"trailers"), *extra]
+        headers = [
+            (b":method", method),
+            (b":scheme", b"http"),
+            (b":path", path.encode()),
+            (b":authority", b"localhost"),
+            (b"content-type", content_type),
+            (b"te", b"trailers"),
+            *extra,
+        ]
         stream_id = self.h2.send_request(headers, end_stream=end_stream)
         self.answers[stream_id] = Answer()
         self.flush()

@@ -1,5 +1,5 @@
-"""A `Backend` of one member whose only part is a key-value machine: every command is applied at once, answers come in the next
-turn. For tests and benchmarks of the API alone.
+"""A `Backend` of one member whose only part is a key-value machine: every command is applied at once, answers come
+in the next turn. For tests and benchmarks of the API alone.
 
 Run as a program it serves the API on a port: `python tests/support/single_backend.py [--port N] [--engine h2]`.
 """
@@ -26,8 +26,8 @@ def make_machine() -> Any:
 
 
 class SingleBackend:
-    """See the module. `fail_with`, when set, is what every proposal and barrier answers instead; `hold` keeps answers back
-    in `held` until the test calls them."""
+    """See the module. `fail_with`, when set, is what every proposal and barrier answers instead; `hold` keeps
+    answers back in `held` until the test calls them."""
 
     def __init__(self, machine: Any) -> None:
         self.cluster_id = CLUSTER_ID
@@ -66,7 +66,9 @@ class SingleBackend:
         if inbox:
             if self.fail_with is None:
                 self.index += 1
-                results = self.machine.apply(Context(self.index, self.term, self.index), [command for command, _ in inbox])
+                results = self.machine.apply(
+                    Context(self.index, self.term, self.index), [command for command, _ in inbox]
+                )
             else:
                 results = [self.fail_with] * len(inbox)
             for (_, done), result in zip(inbox, results, strict=True):
