@@ -168,7 +168,7 @@ def concurrent_checkpoint(run: Run, keys: list[bytes]) -> None:
     run.machine.checkpointed(checkpoint)
     rate = applied * BATCH / took
     print(
-        f"{'checkpoint beside a busy apply':34} {took * 1e3:6.0f} ms for 20000 puts; meanwhile {rate:.0f} puts/s applied, "
+        f"{'checkpoint beside a busy apply':34} {took * 1e3:6.0f} ms for 20000 puts; meanwhile {rate:.0f} puts/s, "
         f"longest batch {longest * 1e3:.1f} ms"
     )
     run.checkpoint()

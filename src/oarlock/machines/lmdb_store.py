@@ -68,6 +68,8 @@ _first = itemgetter(0)
 _encode_bucket = msgspec.msgpack.Encoder().encode
 _decode_bucket = msgspec.msgpack.Decoder(list[tuple[bytes, bytes]]).decode
 _ABSENT: Any = object()
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PROBE_BYTES = 1 << 20
 
 
 def _seal(key: bytes, value: bytes) -> bytes:
@@ -86,14 +88,27 @@ def _rotten(table: str, key: bytes, path: str) -> Corrupt:
 def _storage_error(error: lmdb.Error, what: str, path: str) -> StorageError:
     """Ours for an exception of the binding, which has the error number only in its text."""
     text = str(error)
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, lmdb.DiskError) or any(os.strerror(number) in text for number in full):
+    full = isinstance(error, lmdb.DiskError) or any(os.strerror(number) in text for number in _FULL)
+    if full or (os.strerror(errno.EIO) in text and _is_full(path)):
         return DiskFull(f"{what} {path}: {text}. Free some space; nothing that was durable is lost", path=path)
     if isinstance(error, lmdb.MapFullError):
         return DiskFull(f"{what} {path}: the file has reached the size of its map ({text})", path=path)
     if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError | lmdb.PanicError):
         return Corrupt(f"{what} {path}: {text}", path=path)
     return StorageError(f"{what} {path}: {text}", path=path)
+
+
+def _is_full(path: str) -> bool:
+    """Whether the file cannot grow. LMDB calls a write that was cut short, as on a full disk, an I/O error."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+        try:
+            os.posix_fallocate(fd, os.fstat(fd).st_size, _PROBE_BYTES)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error.errno in _FULL
+    return False
 
 
 def _sync_directory(path: Path) -> None:

@@ -44,6 +44,7 @@ from oarlock.machines.kv.commands import (
 from oarlock.machines.kv.encoding import (
     KeyValue,
     decode_key_value,
+    encode_key_value,
     key_of,
     mod_revision_of,
     read_varint,
@@ -641,6 +642,7 @@ class KvMachine:
             kv = decode_key_value(record)
             count += 1
             assert kv.key == key, f"the record of {key!r} is of {kv.key!r}"
+            assert encode_key_value(*kv) == record, f"the record of {key!r} is not as protobuf writes it"
             assert 1 < kv.create_revision <= kv.mod_revision <= self._revision, (kv, self._revision)
             assert kv.version >= 1, kv
             assert self._tombstones.get(key) is None, f"{key!r} exists and has a tombstone"
