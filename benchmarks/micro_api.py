@@ -2,9 +2,10 @@
 
     python benchmarks/micro_api.py [--engine ngh2|h2] [--uvloop] [--requests 40000] [--rounds 5] [--profile OUT]
 
-The server is one process with an in-memory machine that applies at once (tests/support/single_backend.py): no log, no peers, no
-disk. CPU is what the kernel's scheduler counted for the server (user and system, all threads), so it includes the socket calls.
-Rounds of the different loads are interleaved; the median is shown. `--profile` also writes a py-spy profile of the last round.
+The server is one process with an in-memory machine that applies at once (tests/support/single_backend.py): no log,
+no peers, no disk. CPU is what the kernel's scheduler counted for the server (user and system, all threads), so it
+includes the socket calls. Rounds of the different loads are interleaved; the median is shown. `--profile` also
+writes a py-spy profile of the last round.
 """
 
 from __future__ import annotations
@@ -68,14 +69,47 @@ def main() -> int:
                     for load, (connections, streams) in LOADS.items():
                         spy = None
                         if options.profile and number == options.rounds:
-                            spy = subprocess.Popen([str(Path(sys.executable).with_name("py-spy")), "record", "-p", str(server.pid), "-r", "500", "-f", "raw", "-o",
-                                                    f"{options.profile}.{call}.{connections}x{streams}", "-d", "60"],
-                                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                            spy = subprocess.Popen(
+                                [
+                                    str(Path(sys.executable).with_name("py-spy")),
+                                    "record",
+                                    "-p",
+                                    str(server.pid),
+                                    "-r",
+                                    "500",
+                                    "-f",
+                                    "raw",
+                                    "-o",
+                                    f"{options.profile}.{call}.{connections}x{streams}",
+                                    "-d",
+                                    "60",
+                                ],
+                                stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL,
+                            )
                         before = cpu_us(server.pid)
                         done = subprocess.run(
-                            [h2load, "-n", str(options.requests), "-c", connections, "-m", streams, "-d", str(body), "-H",
-                             "content-type: application/grpc", "-H", "te: trailers", f"{url}/etcdserverpb.KV/{call}"],
-                            capture_output=True, text=True, check=True, timeout=300)
+                            [
+                                h2load,
+                                "-n",
+                                str(options.requests),
+                                "-c",
+                                connections,
+                                "-m",
+                                streams,
+                                "-d",
+                                str(body),
+                                "-H",
+                                "content-type: application/grpc",
+                                "-H",
+                                "te: trailers",
+                                f"{url}/etcdserverpb.KV/{call}",
+                            ],
+                            capture_output=True,
+                            text=True,
+                            check=True,
+                            timeout=300,
+                        )
                         spent = (cpu_us(server.pid) - before) / options.requests
                         if spy is not None:
                             spy.send_signal(signal.SIGINT)
@@ -89,8 +123,10 @@ def main() -> int:
             print(f"{'call':6} {'load':28} {'CPU us/request':>15} {'min':>6} {'requests/s':>11}")
             for (call, load), samples in results.items():
                 spent = [s for s, _ in samples]
-                print(f"{call:6} {load:28} {statistics.median(spent):15.1f} {min(spent):6.1f} "
-                      f"{statistics.median(r for _, r in samples):11.0f}")
+                print(
+                    f"{call:6} {load:28} {statistics.median(spent):15.1f} {min(spent):6.1f} "
+                    f"{statistics.median(r for _, r in samples):11.0f}"
+                )
         finally:
             server.terminate()
             server.wait(10)

@@ -25,8 +25,12 @@ def compile_schema() -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "schema.bin"
         arguments = [
-            "protoc", f"-I{PROTO / 'schema'}", f"-I{files('grpc_tools').joinpath('_proto')}", "--include_imports",
-            f"--descriptor_set_out={output}", *sources,
+            "protoc",
+            f"-I{PROTO / 'schema'}",
+            f"-I{files('grpc_tools').joinpath('_proto')}",
+            "--include_imports",
+            f"--descriptor_set_out={output}",
+            *sources,
         ]
         status = protoc.main(arguments)
         if status != 0:

@@ -1,7 +1,7 @@
 """The same random requests to us and to a real etcd 3.5: responses and errors must agree field by field.
 
-`OARLOCK_DIFFERENTIAL_SEED` and `OARLOCK_DIFFERENTIAL_COUNT` choose another run; a failure prints the seed and, minimised, what
-has to be sent to an empty store to see the difference.
+`OARLOCK_DIFFERENTIAL_SEED` and `OARLOCK_DIFFERENTIAL_COUNT` choose another run; a failure prints the seed and,
+minimised, what has to be sent to an empty store to see the difference.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.single_backend import SingleBackend, make_machine
 
 from oarlock.api import proto
 from oarlock.api.metrics import Metrics
 from oarlock.api.server import start_api
-from tests.support.single_backend import SingleBackend, make_machine
 
 grpc = pytest.importorskip("grpc")
 
@@ -32,10 +32,23 @@ SEED = int(os.environ.get("OARLOCK_DIFFERENTIAL_SEED", "20261123"))
 COUNT = int(os.environ.get("OARLOCK_DIFFERENTIAL_COUNT", "5000"))
 LIMIT_BYTES = 1536 * 1024
 
-M = {name: proto.message(f"etcdserverpb.{name}") for name in (
-    "PutRequest", "PutResponse", "RangeRequest", "RangeResponse", "DeleteRangeRequest", "DeleteRangeResponse", "TxnRequest",
-    "TxnResponse", "CompactionRequest", "CompactionResponse", "Compare", "RequestOp",
-)}
+M = {
+    name: proto.message(f"etcdserverpb.{name}")
+    for name in (
+        "PutRequest",
+        "PutResponse",
+        "RangeRequest",
+        "RangeResponse",
+        "DeleteRangeRequest",
+        "DeleteRangeResponse",
+        "TxnRequest",
+        "TxnResponse",
+        "CompactionRequest",
+        "CompactionResponse",
+        "Compare",
+        "RequestOp",
+    )
+}
 M_KeyValue = proto.message("mvccpb.KeyValue")
 RPCS = {
     "Put": (M["PutRequest"], M["PutResponse"]),
@@ -51,10 +64,10 @@ _SORTED_BY = ("key", "version", "create_revision", "mod_revision", "value")
 
 
 def settle_ties(request: Any, response: Any) -> None:
-    """etcd does not say in which order key-values come that are equal in what they are sorted by: bring those into one order.
-    Where the limit may have cut among equals, only what they are sorted by can be compared."""
+    """etcd does not say in which order key-values come that are equal in what they are sorted by: bring those into
+    one order. Where the limit may have cut among equals, only what they are sorted by can be compared."""
     if isinstance(response, M["RangeResponse"]):
-        if request.sort_target == 0 or len(response.kvs) < 2 and not response.more:
+        if request.sort_target == 0 or (len(response.kvs) < 2 and not response.more):
             return
         name = _SORTED_BY[request.sort_target]
         kvs = list(response.kvs)
@@ -76,7 +89,9 @@ def settle_ties(request: Any, response: Any) -> None:
             response.kvs.extend(ties)
             start = end
     elif isinstance(response, M["TxnResponse"]):
-        for op, answer in zip(request.success if response.succeeded else request.failure, response.responses, strict=True):
+        for op, answer in zip(
+            request.success if response.succeeded else request.failure, response.responses, strict=True
+        ):
             kind = op.WhichOneof("request")
             if kind in ("request_range", "request_txn"):
                 settle_ties(getattr(op, kind), getattr(answer, kind.replace("request", "response")))
@@ -86,11 +101,15 @@ class Target:
     """One server under comparison."""
 
     def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address, options=[
-            ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)])
+        self.channel = grpc.insecure_channel(
+            address, options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        )
         self.stubs = {
-            name: self.channel.unary_unary(f"/etcdserverpb.KV/{name}", request_serializer=request.SerializeToString,
-                                           response_deserializer=response.FromString)
+            name: self.channel.unary_unary(
+                f"/etcdserverpb.KV/{name}",
+                request_serializer=request.SerializeToString,
+                response_deserializer=response.FromString,
+            )
             for name, (request, response) in RPCS.items()
         }
 
@@ -140,11 +159,27 @@ def real(tmp_path: Path) -> Iterator[Callable[[], Target]]:
         client, peer = free_port(), free_port()
         directory = tmp_path / f"etcd-{len(running)}"
         process = subprocess.Popen(
-            [binary, "--data-dir", str(directory), "--log-level", "error",
-             "--listen-client-urls", f"http://127.0.0.1:{client}", "--advertise-client-urls", f"http://127.0.0.1:{client}",
-             "--listen-peer-urls", f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
-             "--initial-cluster", f"default=http://127.0.0.1:{peer}", "--unsafe-no-fsync"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                binary,
+                "--data-dir",
+                str(directory),
+                "--log-level",
+                "error",
+                "--listen-client-urls",
+                f"http://127.0.0.1:{client}",
+                "--advertise-client-urls",
+                f"http://127.0.0.1:{client}",
+                "--listen-peer-urls",
+                f"http://127.0.0.1:{peer}",
+                "--initial-advertise-peer-urls",
+                f"http://127.0.0.1:{peer}",
+                "--initial-cluster",
+                f"default=http://127.0.0.1:{peer}",
+                "--unsafe-no-fsync",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         target = Target(f"127.0.0.1:{client}")
         running.append((process, target))
         deadline = time.monotonic() + 30
@@ -207,7 +242,9 @@ class Generator:
         r = self.random
         if r.random() < 0.02:
             return b""
-        return r.choice((b"a", b"b", b"b\0", b"ba", b"bb", b"c", b"c\xff", b"d", b"\0", b"\xff", b"\xff\xff", b"long" * 20))
+        return r.choice(
+            (b"a", b"b", b"b\0", b"ba", b"bb", b"c", b"c\xff", b"d", b"\0", b"\xff", b"\xff\xff", b"long" * 20)
+        )
 
     def range_end(self) -> bytes:
         r = self.random.random()
@@ -222,7 +259,9 @@ class Generator:
 
     def at_revision(self) -> int:
         r = self.random
-        return r.choice((0, 0, 0, 0, -1, 1, max(1, self.revision - r.randrange(30)), self.revision + r.randrange(-2, 3)))
+        return r.choice(
+            (0, 0, 0, 0, -1, 1, max(1, self.revision - r.randrange(30)), self.revision + r.randrange(-2, 3))
+        )
 
     def put(self) -> Any:
         r = self.random
@@ -239,8 +278,9 @@ class Generator:
 
     def range(self) -> Any:
         r = self.random
-        request = M["RangeRequest"](key=self.key(), range_end=self.range_end(), revision=self.at_revision(),
-                                    serializable=r.random() < 0.3)
+        request = M["RangeRequest"](
+            key=self.key(), range_end=self.range_end(), revision=self.at_revision(), serializable=r.random() < 0.3
+        )
         if r.random() < 0.3:
             request.limit = r.choice((1, 2, 3, 100, -1))
         if r.random() < 0.5:
@@ -304,7 +344,8 @@ class Generator:
             for _ in range(r.choice((127, 128, 129, 130))):
                 txn.success.add().request_range.key = b"a"
         if depth == 0 and any(d.range_end == b"\0" for d in _inside(txn, "request_delete_range")):
-            # etcd overlooks that such a delete may cover a put's key; if that put then wants the key to exist, etcd 3.5 panics.
+            # etcd overlooks that such a delete may cover a put's key; if that put then wants the key to exist, etcd
+            # 3.5 panics.
             for put in _inside(txn, "request_put"):
                 put.ignore_value = put.ignore_lease = False
         return txn
@@ -321,9 +362,13 @@ class Generator:
             return "Txn", self.txn()
         if r < 0.9985:
             return "Compact", M["CompactionRequest"](
-                revision=self.random.choice((0, -1, self.revision + 5, max(1, self.revision - self.random.randrange(60)))),
-                physical=self.random.random() < 0.5)
-        # What etcd adds before it compares with the limit varies by one byte with its random request id: stay clear of that.
+                revision=self.random.choice(
+                    (0, -1, self.revision + 5, max(1, self.revision - self.random.randrange(60)))
+                ),
+                physical=self.random.random() < 0.5,
+            )
+        # What etcd adds before it compares with the limit varies by one byte with its random request id: stay clear
+        # of that.
         distance = self.random.choice((29, 22, 1000, -1000, -600000))
         return "Put", M["PutRequest"](key=b"big", value=b"x" * (LIMIT_BYTES - distance))
 
@@ -346,7 +391,8 @@ def run(requests: list[Request], etcd: Target, us: Target) -> int | None:
 
 
 def minimise(requests: list[Request], etcd: Callable[[], Target], us: Callable[[], Target]) -> list[Request]:
-    """A shorter sequence, for an empty store, that still ends in a difference; at most 24 fresh pairs of servers are tried."""
+    """A shorter sequence, for an empty store, that still ends in a difference; at most 24 fresh pairs of servers
+    are tried."""
     kept = requests
     size = max(1, (len(kept) - 1) // 2)
     budget = 24
@@ -354,7 +400,7 @@ def minimise(requests: list[Request], etcd: Callable[[], Target], us: Callable[[
         start = 0
         while start < len(kept) - 1 and budget:
             budget -= 1
-            candidate = kept[:start] + kept[min(start + size, len(kept) - 1):]
+            candidate = kept[:start] + kept[min(start + size, len(kept) - 1) :]
             if run(candidate, etcd(), us()) is not None:
                 kept = candidate
             else:
@@ -377,5 +423,7 @@ def test_the_same_requests_get_the_same_answers(real: Callable[[], Target], ours
             continue
         shorter = minimise(sent, real, ours) if os.environ.get("OARLOCK_DIFFERENTIAL_MINIMISE") else sent[-1:]
         steps = "\n".join(f"--- {name}\n{str(message)[:3000]}" for name, message in shorter)
-        pytest.fail(f"seed {SEED}, request {number}\netcd: {expected}\nours: {actual}\nrequests ({len(shorter)}):\n{steps}")
+        pytest.fail(
+            f"seed {SEED}, request {number}\netcd: {expected}\nours: {actual}\nrequests ({len(shorter)}):\n{steps}"
+        )
     assert us.revision() == etcd.revision() > COUNT // 4, "the run wrote too little to mean anything"

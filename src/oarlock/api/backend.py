@@ -57,7 +57,8 @@ class Backend(Protocol):
         """
 
     def read_barrier(self, done: Callable[[RaftError | None], None]) -> None:
-        """Call `done(None)` as soon as a read of this member's machine is linearizable (ReadIndex), or `done(error)`."""
+        """Call `done(None)` as soon as a read of this member's machine is linearizable (ReadIndex), or
+        `done(error)`."""
 
     def members(self) -> Sequence[MemberView]: ...
 

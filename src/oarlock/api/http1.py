@@ -1,5 +1,5 @@
-"""The HTTP/1.1 side of the client port: /health, /version and /metrics, served by uvicorn's protocol class behind a guard that
-sets the limits which that class lacks."""
+"""The HTTP/1.1 side of the client port: /health, /version and /metrics, served by uvicorn's protocol class behind a
+guard that sets the limits which that class lacks."""
 
 from __future__ import annotations
 
@@ -41,12 +41,15 @@ class Http1Host(Protocol):
 
 
 def make_application(backend: Backend, metrics: Metrics, allowed_hosts: list[str]) -> Starlette:
-    """The application. `allowed_hosts` are the Host headers that are served, `["*"]` for any (DNS rebinding is then possible,
-    as with etcd's default)."""
+    """The application. `allowed_hosts` are the Host headers that are served, `["*"]` for any (DNS rebinding is then
+    possible, as with etcd's default)."""
 
     async def health(request: Request) -> Response:
-        healthy, reason = await _check_health(backend, serializable=request.query_params.get("serializable") == "true",
-                                              exclude=request.query_params.getlist("exclude"))
+        healthy, reason = await _check_health(
+            backend,
+            serializable=request.query_params.get("serializable") == "true",
+            exclude=request.query_params.getlist("exclude"),
+        )
         (metrics.health if healthy else metrics.health_failed).inc()
         body = json.dumps({"health": "true" if healthy else "false", "reason": reason}, separators=(",", ":"))
         return Response(body, status_code=200 if healthy else 503, media_type="application/json")
@@ -98,12 +101,21 @@ def http1_factory(application: Starlette, limits: Limits) -> Callable[[], asynci
     """Makes one protocol object for each connection: httptools' if it is installed, else h11's."""
     try:
         import httptools  # noqa: F401
+
         flavour = "httptools"
     except ImportError:
         flavour = "h11"
     config = uvicorn.Config(
-        application, http=flavour, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-        proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, h11_max_incomplete_event_size=limits.http_header_bytes_max,
+        application,
+        http=flavour,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        h11_max_incomplete_event_size=limits.http_header_bytes_max,
     )
     config.load()
     state = ServerState()

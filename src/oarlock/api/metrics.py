@@ -13,9 +13,23 @@ from oarlock.api.grpc.router import Method
 from oarlock.api.grpc.status import Code
 
 _CODE_NAMES = (
-    "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
-    "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
-    "DataLoss", "Unauthenticated",
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
 )
 
 
@@ -27,9 +41,14 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.connections_cut = Counter(
-            "oarlock_api_refused", "Connections and requests refused or cut, by reason.", ["reason"], registry=self.registry
+            "oarlock_api_refused",
+            "Connections and requests refused or cut, by reason.",
+            ["reason"],
+            registry=self.registry,
         )
-        self.health = Counter("etcd_server_health_success", "The total number of successful health checks", registry=self.registry)
+        self.health = Counter(
+            "etcd_server_health_success", "The total number of successful health checks", registry=self.registry
+        )
         self.health_failed = Counter(
             "etcd_server_health_failures", "The total number of failed health checks", registry=self.registry
         )
@@ -62,21 +81,36 @@ class _BackendCollector:
             ("etcd_server_is_leader", "Whether or not this member is a leader.", view.leader == backend.member_id),
             ("etcd_server_is_learner", "Whether or not this member is a learner.", view.is_learner),
             ("etcd_mvcc_db_total_size_in_bytes", "Size of the stored state.", view.db_size),
-            ("etcd_mvcc_db_total_size_in_use_in_bytes", "Size of the stored state that is in use.", view.db_size_in_use),
-            ("etcd_debugging_mvcc_current_revision", "The current revision of the store.", getattr(backend.kv, "revision", 0)),
-            ("etcd_debugging_mvcc_compact_revision", "The revision of the last compaction.",
-             getattr(backend.kv, "compact_revision", 0)),
+            (
+                "etcd_mvcc_db_total_size_in_use_in_bytes",
+                "Size of the stored state that is in use.",
+                view.db_size_in_use,
+            ),
+            (
+                "etcd_debugging_mvcc_current_revision",
+                "The current revision of the store.",
+                getattr(backend.kv, "revision", 0),
+            ),
+            (
+                "etcd_debugging_mvcc_compact_revision",
+                "The revision of the last compaction.",
+                getattr(backend.kv, "compact_revision", 0),
+            ),
             ("oarlock_raft_term", "The member's current term.", view.raft_term),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
         yield CounterMetricFamily(
-            "etcd_server_proposals_committed", "The consensus log's commit index.", value=float(view.raft_index))
+            "etcd_server_proposals_committed", "The consensus log's commit index.", value=float(view.raft_index)
+        )
         yield CounterMetricFamily(
-            "etcd_server_proposals_applied", "The consensus log's applied index.", value=float(view.raft_applied_index))
+            "etcd_server_proposals_applied", "The consensus log's applied index.", value=float(view.raft_applied_index)
+        )
         versions = GaugeMetricFamily("etcd_server_version", "Which version is running.", labels=["server_version"])
         versions.add_metric([self._version], 1.0)
         yield versions
-        identity = GaugeMetricFamily("etcd_server_id", "Server or member ID in hexadecimal format.", labels=["server_id"])
+        identity = GaugeMetricFamily(
+            "etcd_server_id", "Server or member ID in hexadecimal format.", labels=["server_id"]
+        )
         identity.add_metric([f"{backend.member_id:x}"], 1.0)
         yield identity
 
@@ -87,9 +121,11 @@ class _MethodCollector:
 
     def collect(self) -> Iterator[Metric]:
         started = CounterMetricFamily(
-            "grpc_server_started", "Calls started on the server.", labels=["grpc_service", "grpc_method"])
+            "grpc_server_started", "Calls started on the server.", labels=["grpc_service", "grpc_method"]
+        )
         handled = CounterMetricFamily(
-            "grpc_server_handled", "Calls completed on the server.", labels=["grpc_service", "grpc_method", "grpc_code"])
+            "grpc_server_handled", "Calls completed on the server.", labels=["grpc_service", "grpc_method", "grpc_code"]
+        )
         for method in self._methods:
             started.add_metric([method.service, method.name], float(method.started))
             for code, count in ((Code.OK, method.succeeded), *method.codes.items()):

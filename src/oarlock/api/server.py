@@ -30,8 +30,15 @@ HTTP1_REQUEST_LINE_START_MAX = 24  # bytes after which a first line that is no H
 class ApiServer:
     """A running client port. Made by `start_api`."""
 
-    def __init__(self, backend: Backend, metrics: Metrics, limits: Limits, engine: str | None,
-                 allowed_hosts: Sequence[str], methods: Sequence[Method]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        metrics: Metrics,
+        limits: Limits,
+        engine: str | None,
+        allowed_hosts: Sequence[str],
+        methods: Sequence[Method],
+    ) -> None:
         self.limits = limits
         self.engine = engine_factory(engine)
         self.metrics = metrics
@@ -64,8 +71,8 @@ class ApiServer:
 
     # -- life
     async def listen(self, url: str, tls: ssl.SSLContext | None) -> None:
-        """Listen on `url`: http://host:port, https://host:port (with `tls`) or unix:///path. Raises `ConfigurationError` for
-        another form, `OSError` if the address cannot be had."""
+        """Listen on `url`: http://host:port, https://host:port (with `tls`) or unix:///path. Raises
+        `ConfigurationError` for another form, `OSError` if the address cannot be had."""
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -74,7 +81,9 @@ class ApiServer:
         if parts.scheme not in ("http", "https", "unix"):
             raise ConfigurationError(f"listen URL {url!r} must begin with http://, https:// or unix://")
         if parts.scheme == "https" and tls is None:
-            raise ConfigurationError(f"listen URL {url!r} needs a certificate: give --cert-file and --key-file, or use http://")
+            raise ConfigurationError(
+                f"listen URL {url!r} needs a certificate: give --cert-file and --key-file, or use http://"
+            )
         context = tls if parts.scheme == "https" else None
         if context is not None:
             context.set_alpn_protocols(["h2", "http/1.1"])
@@ -87,14 +96,16 @@ class ApiServer:
             if port is None or not parts.hostname:
                 raise ConfigurationError(f"listen URL {url!r} needs a host and a port")
             listener = await self._loop.create_server(
-                self._accept, parts.hostname, port, ssl=context, ssl_handshake_timeout=timeout, backlog=BACKLOG)
+                self._accept, parts.hostname, port, ssl=context, ssl_handshake_timeout=timeout, backlog=BACKLOG
+            )
             bound = listener.sockets[0].getsockname()
             host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
             self.addresses.append(f"{parts.scheme}://{host}:{bound[1]}")
         self._listeners.append(listener)
 
     async def close(self, drain_s: float = 1.0) -> None:
-        """Stop listening, end streaming calls, let unary calls end for at most `drain_s`, close everything. Idempotent."""
+        """Stop listening, end streaming calls, let unary calls end for at most `drain_s`, close everything.
+        Idempotent."""
         if self._closing:
             return
         self._closing = True
@@ -121,7 +132,7 @@ class ApiServer:
         self._ticker.cancel()
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
-        while self.connections:
+        while self.connections:  # noqa: ASYNC110
             await asyncio.sleep(0)  # the aborted transports report in the next turn
 
     @property
@@ -261,7 +272,9 @@ class _Sniffer(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        log.warning("client connection cut peer=%s reason=%s detail=%s", transport.get_extra_info("peername"), kind, why)
+        log.warning(
+            "client connection cut peer=%s reason=%s detail=%s", transport.get_extra_info("peername"), kind, why
+        )
         self._server.abuse(kind)
         transport.abort()
 
@@ -289,9 +302,9 @@ async def start_api(
 ) -> ApiServer:
     """Serve `backend` on all `listeners` (URLs; port 0 picks a free one, see `ApiServer.addresses`).
 
-    `metrics` is for this server alone. `engine` is "ngh2" or "h2", None for the best one installed. `methods` are further RPCs, or
-    replacements of ours. Raises `ConfigurationError` for a malformed URL, `ValueError` for an unknown engine, `OSError` if an
-    address cannot be had; nothing is left listening then.
+    `metrics` is for this server alone. `engine` is "ngh2" or "h2", None for the best one installed. `methods` are
+    further RPCs, or replacements of ours. Raises `ConfigurationError` for a malformed URL, `ValueError` for an
+    unknown engine, `OSError` if an address cannot be had; nothing is left listening then.
     """
     server = ApiServer(backend, metrics, limits or Limits(), engine, allowed_hosts, methods)
     try:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from tests.support.single_backend import SingleBackend, make_machine
 
 from oarlock.api.grpc import Call, Code, Method, RpcError, StreamCall
 from oarlock.api.limits import Limits
 from oarlock.api.metrics import Metrics
 from oarlock.api.server import ApiServer, start_api
-from tests.support.single_backend import SingleBackend, make_machine
 
 
 @dataclass
@@ -87,12 +87,18 @@ async def serve(engine: str, **limits: Any) -> AsyncIterator[Served]:
     waiting: list[Call] = []
     poured.clear()
     methods = [
-        Method("test.Test", "Echo", unary=_echo), Method("test.Test", "Big", unary=_big), Method("test.Test", "Fail", unary=_fail),
-        Method("test.Test", "Broken", unary=_broken), Method("test.Test", "Wait", unary=lambda call, message: waiting.append(call)),
-        Method("test.Test", "Chat", stream=_chat), Method("test.Test", "Pour", stream=_pour),
+        Method("test.Test", "Echo", unary=_echo),
+        Method("test.Test", "Big", unary=_big),
+        Method("test.Test", "Fail", unary=_fail),
+        Method("test.Test", "Broken", unary=_broken),
+        Method("test.Test", "Wait", unary=lambda call, message: waiting.append(call)),
+        Method("test.Test", "Chat", stream=_chat),
+        Method("test.Test", "Pour", stream=_pour),
         Method("test.Test", "Deaf", stream=_deaf),
     ]
-    server = await start_api(backend, ["http://127.0.0.1:0"], metrics, limits=Limits(**limits), engine=engine, methods=methods)
+    server = await start_api(
+        backend, ["http://127.0.0.1:0"], metrics, limits=Limits(**limits), engine=engine, methods=methods
+    )
     try:
         yield Served(server, backend, metrics, waiting)
     finally:
@@ -110,11 +116,14 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def run() -> Callable[[Coroutine[Any, Any, None]], None]:
     """Runs one coroutine in a loop of its own, at most 60 s."""
+
     def go(work: Coroutine[Any, Any, None]) -> None:
         async def bounded() -> None:
             async with asyncio.timeout(60):
                 await work
+
         asyncio.run(bounded())
+
     return go
 
 

@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.support.h2_client import H2Client, message_frame
 
 from oarlock.api.grpc.router import parse_timeout
 from oarlock.api.grpc.status import Code, encode_message
-from tests.support.h2_client import H2Client, message_frame
 
 ECHO = "/test.Test/Echo"
 
@@ -23,6 +23,7 @@ def test_unary_calls(run: Any, serving: Any, engine: str) -> None:
                 assert answer.headers[b"content-type"] == b"application/grpc"
             answers = await asyncio.gather(*(client.unary(ECHO, b"%d" % n) for n in range(200)))
             assert [a.messages for a in answers] == [[b"%d" % n] for n in range(200)]
+
     run(work())
 
 
@@ -39,20 +40,24 @@ def test_a_message_in_pieces_of_every_size(run: Any, serving: Any, engine: str) 
                     client.send(stream_id, b"", end_stream=True)
                 answer = await client.finish(stream_id)
                 assert (answer.code, answer.messages) == (0, [b"0123456789"]), cut
+
     run(work())
 
 
-@pytest.mark.parametrize(("data", "code", "text"), [
-    (b"", Code.INTERNAL, "the request has no message"),
-    (b"\0\0\0", Code.INTERNAL, "ends inside its message"),
-    (message_frame(b"abc")[:-1], Code.INTERNAL, "ends inside its message"),
-    (message_frame(b"abc") + b"\0", Code.INTERNAL, "more than one message"),
-    (message_frame(b"a") + message_frame(b"b"), Code.INTERNAL, "more than one message"),
-    (message_frame(b"abc", flag=1), Code.UNIMPLEMENTED, "compressed flag"),
-    (message_frame(b"abc", flag=255), Code.INTERNAL, "unexpected payload format 255"),
-    (b"\0\xff\xff\xff\xff", Code.RESOURCE_EXHAUSTED, "received message larger than max (4294967295 vs. 2097152)"),
-    (b"\0" + (2097153).to_bytes(4, "big"), Code.RESOURCE_EXHAUSTED, "larger than max (2097153 vs. 2097152)"),
-])
+@pytest.mark.parametrize(
+    ("data", "code", "text"),
+    [
+        (b"", Code.INTERNAL, "the request has no message"),
+        (b"\0\0\0", Code.INTERNAL, "ends inside its message"),
+        (message_frame(b"abc")[:-1], Code.INTERNAL, "ends inside its message"),
+        (message_frame(b"abc") + b"\0", Code.INTERNAL, "more than one message"),
+        (message_frame(b"a") + message_frame(b"b"), Code.INTERNAL, "more than one message"),
+        (message_frame(b"abc", flag=1), Code.UNIMPLEMENTED, "compressed flag"),
+        (message_frame(b"abc", flag=255), Code.INTERNAL, "unexpected payload format 255"),
+        (b"\0\xff\xff\xff\xff", Code.RESOURCE_EXHAUSTED, "received message larger than max (4294967295 vs. 2097152)"),
+        (b"\0" + (2097153).to_bytes(4, "big"), Code.RESOURCE_EXHAUSTED, "larger than max (2097153 vs. 2097152)"),
+    ],
+)
 def test_malformed_unary_requests(run: Any, serving: Any, engine: str, data: bytes, code: Code, text: str) -> None:
     async def work() -> None:
         async with serving(engine) as served, await H2Client.connect(served.url) as client:
@@ -62,6 +67,7 @@ def test_malformed_unary_requests(run: Any, serving: Any, engine: str, data: byt
             assert answer.code == code
             assert text in answer.text
             assert (await client.unary(ECHO, b"alive")).messages == [b"alive"]
+
     run(work())
 
 
@@ -73,23 +79,33 @@ def test_a_too_large_request_is_refused_before_its_bytes_come(run: Any, serving:
             answer = await client.finish(stream_id)
             assert answer.code == Code.RESOURCE_EXHAUSTED
             assert answer.reset == 0, "the rest should be declined with RST_STREAM(NO_ERROR)"
+
     run(work())
 
 
-@pytest.mark.parametrize(("path", "extra", "code", "text"), [
-    ("/test.Test/Nothing", (), Code.UNIMPLEMENTED, "unknown method Nothing for service test.Test"),
-    ("/no.Such/Thing", (), Code.UNIMPLEMENTED, "unknown service no.Such"),
-    ("/nothing", (), Code.UNIMPLEMENTED, "malformed method name: \"/nothing\""),
-    (ECHO, ((b"grpc-encoding", b"gzip"),), Code.UNIMPLEMENTED, "Decompressor is not installed for grpc-encoding \"gzip\""),
-    (ECHO, ((b"grpc-timeout", b"1x"),), Code.INTERNAL, "malformed grpc-timeout"),
-    (ECHO, ((b"grpc-timeout", b"123456789S"),), Code.INTERNAL, "malformed grpc-timeout"),
-])
+@pytest.mark.parametrize(
+    ("path", "extra", "code", "text"),
+    [
+        ("/test.Test/Nothing", (), Code.UNIMPLEMENTED, "unknown method Nothing for service test.Test"),
+        ("/no.Such/Thing", (), Code.UNIMPLEMENTED, "unknown service no.Such"),
+        ("/nothing", (), Code.UNIMPLEMENTED, 'malformed method name: "/nothing"'),
+        (
+            ECHO,
+            ((b"grpc-encoding", b"gzip"),),
+            Code.UNIMPLEMENTED,
+            'Decompressor is not installed for grpc-encoding "gzip"',
+        ),
+        (ECHO, ((b"grpc-timeout", b"1x"),), Code.INTERNAL, "malformed grpc-timeout"),
+        (ECHO, ((b"grpc-timeout", b"123456789S"),), Code.INTERNAL, "malformed grpc-timeout"),
+    ],
+)
 def test_refused_requests(run: Any, serving: Any, engine: str, path: str, extra: Any, code: Code, text: str) -> None:
     async def work() -> None:
         async with serving(engine) as served, await H2Client.connect(served.url) as client:
             answer = await client.unary(path, b"m", extra)
             assert answer.code == code
             assert text in answer.text
+
     run(work())
 
 
@@ -103,6 +119,7 @@ def test_what_is_not_grpc(run: Any, serving: Any, engine: str) -> None:
             answer = await client.finish(client.start(ECHO, method=b"GET", end_stream=True))
             assert answer.headers[b":status"] == b"405"
             assert (await client.unary(ECHO, b"x", ((b"x-more", b"1"),))).code == 0
+
     run(work())
 
 
@@ -113,6 +130,7 @@ def test_handler_errors(run: Any, serving: Any, engine: str, caplog: pytest.LogC
             assert (answer.code, answer.text) == (Code.ABORTED, "100 % naïve\n")
             answer = await client.unary("/test.Test/Broken", b"")
             assert (answer.code, answer.text) == (Code.INTERNAL, "internal error: ZeroDivisionError")
+
     run(work())
     assert "on purpose" in caplog.text
 
@@ -126,6 +144,7 @@ def test_deadline(run: Any, serving: Any, engine: str) -> None:
             stream_id = client.start("/test.Test/Deaf", ((b"grpc-timeout", b"20m"),))
             assert (await client.finish(stream_id)).code == Code.DEADLINE_EXCEEDED
             assert (await client.unary(ECHO, b"x", ((b"grpc-timeout", b"5S"),))).code == 0
+
     run(work())
 
 
@@ -141,6 +160,7 @@ def test_a_cancelled_call_is_forgotten(run: Any, serving: Any, engine: str) -> N
             assert not served.waiting[0].open
             served.waiting[0].reply(b"nobody hears this")
             assert (await client.unary(ECHO, b"x")).code == 0
+
     run(work())
 
 
@@ -163,6 +183,7 @@ def test_streaming(run: Any, serving: Any, engine: str) -> None:
             stream_id = client.start("/test.Test/Chat")
             client.send(stream_id, message_frame(b"abc")[:-1], end_stream=True)
             assert (await client.finish(stream_id)).code == Code.INTERNAL
+
     run(work())
 
 
@@ -172,7 +193,10 @@ def test_a_stream_ends_with_its_connection(run: Any, serving: Any, engine: str) 
             async with await H2Client.connect(served.url) as client:
                 client.start("/test.Test/Deaf")
                 await served.until(lambda: served.server.open_streams == 1, "the call is open")
-            await served.until(lambda: served.server.open_streams == 0 and served.server.connections == 0, "all is gone")
+            await served.until(
+                lambda: served.server.open_streams == 0 and served.server.connections == 0, "all is gone"
+            )
+
     run(work())
 
 
@@ -183,8 +207,11 @@ def test_counters(run: Any, serving: Any, engine: str) -> None:
             await client.unary("/test.Test/Fail", b"")
             text = served.metrics.text().decode()
             assert 'grpc_server_handled_total{grpc_code="OK",grpc_method="Echo",grpc_service="test.Test"} 1.0' in text
-            assert 'grpc_server_handled_total{grpc_code="Aborted",grpc_method="Fail",grpc_service="test.Test"} 1.0' in text
+            assert (
+                'grpc_server_handled_total{grpc_code="Aborted",grpc_method="Fail",grpc_service="test.Test"} 1.0' in text
+            )
             assert 'grpc_server_started_total{grpc_method="Echo",grpc_service="test.Test"} 1.0' in text
+
     run(work())
 
 

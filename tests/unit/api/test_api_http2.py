@@ -1,4 +1,5 @@
-"""Abuse of the client port: every bound is reached, the server lives on and holds little memory. On both HTTP/2 engines."""
+"""Abuse of the client port: every bound is reached, the server lives on and holds little memory. On both HTTP/2
+engines."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from typing import Any
 
 import h2.connection
 import pytest
+from tests.support.h2_client import PREFACE, SETTINGS, H2Client, frame, message_frame
 
 from oarlock.api.grpc.status import Code
 from oarlock.api.http2 import ENGINES, engine_factory
 from oarlock.api.limits import Limits
-from tests.support.h2_client import PREFACE, SETTINGS, H2Client, frame, message_frame
 
 ECHO = "/test.Test/Echo"
 HEADERS, RST_STREAM, SETTINGS_FRAME, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 1, 3, 4, 6, 7, 8, 9
@@ -47,9 +48,9 @@ def goaway_code(data: bytes) -> int | None:
     """The error code of the last GOAWAY in a stream of frames."""
     code, at = None, 0
     while at + 9 <= len(data):
-        size = int.from_bytes(data[at:at + 3], "big")
+        size = int.from_bytes(data[at : at + 3], "big")
         if data[at + 3] == GOAWAY:
-            code = int.from_bytes(data[at + 13:at + 17], "big")
+            code = int.from_bytes(data[at + 13 : at + 17], "big")
         at += 9 + size
     return code
 
@@ -57,8 +58,14 @@ def goaway_code(data: bytes) -> int | None:
 def request_block() -> bytes:
     """A header block for a valid unary request, as an uncompressed HPACK encoder would write it."""
     out = b""
-    for name, value in ((b":method", b"POST"), (b":scheme", b"http"), (b":path", ECHO.encode()), (b":authority", b"x"),
-                        (b"content-type", b"application/grpc"), (b"te", b"trailers")):
+    for name, value in (
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", ECHO.encode()),
+        (b":authority", b"x"),
+        (b"content-type", b"application/grpc"),
+        (b"te", b"trailers"),
+    ):
         out += b"\x00" + bytes((len(name),)) + name + bytes((len(value),)) + value
     return out
 
@@ -81,28 +88,34 @@ def test_control_frame_flood(run: Any, serving: Any, engine: str, kind: str) -> 
             assert len(data) < 200_000, "the flood was answered in full"
             writer.close()
             await alive(served)
+
     run(work())
 
 
 def test_rapid_reset(run: Any, serving: Any, engine: str) -> None:
     """CVE-2023-44487: requests cancelled as soon as they are made."""
+
     async def work() -> None:
         async with serving(engine, control_frames_per_s=200) as served:
             reader, writer = await raw(served)
             writer.write(PREFACE + SETTINGS)
             block = request_block()
             for n in range(5_000):
-                writer.write(frame(HEADERS, END_HEADERS, 2 * n + 1, block) + frame(RST_STREAM, 0, 2 * n + 1, b"\0\0\0\x08"))
+                writer.write(
+                    frame(HEADERS, END_HEADERS, 2 * n + 1, block) + frame(RST_STREAM, 0, 2 * n + 1, b"\0\0\0\x08")
+                )
             await read_to_end(reader)
             assert served.refused("flood") + served.refused("protocol") == 1
             assert served.server.open_streams == 0
             writer.close()
             await alive(served)
+
     run(work())
 
 
 def test_continuation_flood(run: Any, serving: Any, engine: str) -> None:
     """CVE-2024-24549 and its kin: a header block without end."""
+
     async def work() -> None:
         async with serving(engine) as served:
             reader, writer = await raw(served)
@@ -115,6 +128,7 @@ def test_continuation_flood(run: Any, serving: Any, engine: str) -> None:
             assert served.refused("protocol") + served.refused("flood") == 1
             writer.close()
             await alive(served)
+
     run(work())
 
 
@@ -130,40 +144,52 @@ def test_header_list_too_large(run: Any, serving: Any, engine: str) -> None:
             except (OSError, RuntimeError):
                 pass  # the whole connection was cut, which is as good
             await alive(served)
+
     run(work())
 
 
 def test_hpack_bomb(run: Any, serving: Any, engine: str) -> None:
     """One big entry in the dynamic table, named a thousand times."""
+
     async def work() -> None:
         async with serving(engine) as served:
             reader, writer = await raw(served)
-            bomb = request_block() + b"\x40\x01x\x7f" + bytes((0x80 + (3900 - 127) % 128, (3900 - 127) // 128)) + b"v" * 3900
+            bomb = (
+                request_block()
+                + b"\x40\x01x\x7f"
+                + bytes((0x80 + (3900 - 127) % 128, (3900 - 127) // 128))
+                + b"v" * 3900
+            )
             writer.write(PREFACE + SETTINGS + frame(HEADERS, END_HEADERS | END_STREAM, 1, bomb + b"\xbe" * 8000))
             data = await asyncio.wait_for(reader.read(65536), 5)
             assert data
             writer.close()
             await alive(served)
+
     run(work())
 
 
-@pytest.mark.parametrize("frames", [
-    frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\0"),
-    frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff") * 2,
-    frame(0, 0, 1, b"x"),
-    frame(0, 0, 0, b"x"),
-    frame(HEADERS, END_HEADERS, 2, request_block()),
-    frame(HEADERS, END_HEADERS, 0, request_block()),
-    frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff"),
-    frame(SETTINGS_FRAME, 0, 0, b"\0\x04\xff\xff\xff\xff"),
-    frame(SETTINGS_FRAME, 0, 0, b"123"),
-    frame(SETTINGS_FRAME, 0, 1),
-    frame(PING, 0, 0, b"1234567"),
-    frame(CONTINUATION, END_HEADERS, 1, request_block()),
-    b"\xff\xff\xff\x00\x00\x00\x00\x00\x01",
-    frame(5, END_HEADERS, 1, b"\0\0\0\x02"),
-    b"GET / HTTP/1.1\r\n\r\n",
-], ids=range(15))
+@pytest.mark.parametrize(
+    "frames",
+    [
+        frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\0"),
+        frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff") * 2,
+        frame(0, 0, 1, b"x"),
+        frame(0, 0, 0, b"x"),
+        frame(HEADERS, END_HEADERS, 2, request_block()),
+        frame(HEADERS, END_HEADERS, 0, request_block()),
+        frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff"),
+        frame(SETTINGS_FRAME, 0, 0, b"\0\x04\xff\xff\xff\xff"),
+        frame(SETTINGS_FRAME, 0, 0, b"123"),
+        frame(SETTINGS_FRAME, 0, 1),
+        frame(PING, 0, 0, b"1234567"),
+        frame(CONTINUATION, END_HEADERS, 1, request_block()),
+        b"\xff\xff\xff\x00\x00\x00\x00\x00\x01",
+        frame(5, END_HEADERS, 1, b"\0\0\0\x02"),
+        b"GET / HTTP/1.1\r\n\r\n",
+    ],
+    ids=range(15),
+)
 def test_broken_frames_end_the_connection(run: Any, serving: Any, engine: str, frames: bytes) -> None:
     async def work() -> None:
         async with serving(engine) as served:
@@ -173,6 +199,7 @@ def test_broken_frames_end_the_connection(run: Any, serving: Any, engine: str, f
             writer.close()
             assert served.refused("protocol") == 1
             await alive(served)
+
     run(work())
 
 
@@ -181,13 +208,20 @@ def test_unknown_frames_and_priorities_are_ignored(run: Any, serving: Any, engin
         async with serving(engine) as served:
             reader, writer = await raw(served)
             block = request_block()
-            writer.write(PREFACE + SETTINGS + frame(0xFA, 0xFF, 1, b"whatever") + frame(2, 0, 3, b"\0\0\0\0\x10")
-                         + frame(HEADERS, END_HEADERS, 1, block) + frame(0, END_STREAM, 1, message_frame(b"hi")))
+            writer.write(
+                PREFACE
+                + SETTINGS
+                + frame(0xFA, 0xFF, 1, b"whatever")
+                + frame(2, 0, 3, b"\0\0\0\0\x10")
+                + frame(HEADERS, END_HEADERS, 1, block)
+                + frame(0, END_STREAM, 1, message_frame(b"hi"))
+            )
             data = b""
             async with asyncio.timeout(10):
                 while message_frame(b"hi") not in data:
                     data += await reader.read(65536)
             writer.close()
+
     run(work())
 
 
@@ -207,13 +241,17 @@ def test_too_many_streams_on_one_connection(run: Any, serving: Any, engine: str)
                         break
             writer.close()
             await alive(served)
+
     run(work())
 
 
 def test_too_many_streams_in_all(run: Any, serving: Any, engine: str) -> None:
     async def work() -> None:
-        async with (serving(engine, streams_total_max=8) as served, await H2Client.connect(served.url) as one,
-                    await H2Client.connect(served.url) as two):
+        async with (
+            serving(engine, streams_total_max=8) as served,
+            await H2Client.connect(served.url) as one,
+            await H2Client.connect(served.url) as two,
+        ):
             open_ones = [one.start("/test.Test/Wait") for _ in range(8)]
             await served.until(lambda: served.server.open_streams == 8, "eight are open")
             refused = await two.unary(ECHO, b"x")
@@ -223,6 +261,7 @@ def test_too_many_streams_in_all(run: Any, serving: Any, engine: str) -> None:
             one.flush()
             await served.until(lambda: served.server.open_streams == 7, "one is free")
             assert (await two.unary(ECHO, b"x")).code == 0
+
     run(work())
 
 
@@ -239,11 +278,14 @@ def test_too_many_connections(run: Any, serving: Any, engine: str) -> None:
                 other.close()
             await served.until(lambda: served.server.connections == 0, "all are closed")
             await alive(served)
+
     run(work())
 
 
 @pytest.mark.parametrize("sent", [b"", b"P", PREFACE[:-1], PREFACE, b"GE", b"GET / HTTP/1.1\r\nHost: x\r\n", b"\0" * 3])
-def test_half_open_connections_are_closed(run: Any, serving: Any, sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_half_open_connections_are_closed(
+    run: Any, serving: Any, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     async def work() -> None:
         async with serving("ngh2", handshake_s=0.5) as served:
             reader, writer = await raw(served)
@@ -252,12 +294,21 @@ def test_half_open_connections_are_closed(run: Any, serving: Any, sent: bytes, c
             assert sum(served.refused(r) for r in ("handshake", "http-slow", "garbage")) == 1
             writer.close()
             await alive(served)
+
     run(work())
     assert "client connection cut" in caplog.text
 
 
-@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"SSH-2.0-OpenSSH_9\r\n", b"\0\0\0\0", b"hello there\n",
-                                     b"\xff" * 5000])
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"SSH-2.0-OpenSSH_9\r\n",
+        b"\0\0\0\0",
+        b"hello there\n",
+        b"\xff" * 5000,
+    ],
+)
 def test_garbage_is_cut_at_once(run: Any, serving: Any, garbage: bytes) -> None:
     async def work() -> None:
         async with serving("ngh2") as served:
@@ -267,16 +318,22 @@ def test_garbage_is_cut_at_once(run: Any, serving: Any, garbage: bytes) -> None:
             assert served.refused("garbage") == 1
             writer.close()
             await alive(served)
+
     run(work())
 
 
 def test_a_dripping_client(run: Any, serving: Any, engine: str) -> None:
     """A request that comes a byte at a time is served; one that never ends is given up."""
+
     async def work() -> None:
         async with serving(engine, unfinished_request_s=0.5) as served:
             reader, writer = await raw(served)
-            for byte in PREFACE + SETTINGS + frame(HEADERS, END_HEADERS, 1, request_block()) + frame(
-                    0, END_STREAM, 1, message_frame(b"drip")):
+            for byte in (
+                PREFACE
+                + SETTINGS
+                + frame(HEADERS, END_HEADERS, 1, request_block())
+                + frame(0, END_STREAM, 1, message_frame(b"drip"))
+            ):
                 writer.write(bytes((byte,)))
                 await writer.drain()
             data = b""
@@ -291,12 +348,16 @@ def test_a_dripping_client(run: Any, serving: Any, engine: str) -> None:
                 assert (await client.finish(stream_id)).code == Code.DEADLINE_EXCEEDED
                 assert (await client.finish(silent)).code == Code.DEADLINE_EXCEEDED
             assert served.refused("unfinished") == 2
+
     run(work())
 
 
 def test_unfinished_requests_are_bounded(run: Any, serving: Any, engine: str) -> None:
     async def work() -> None:
-        async with serving(engine, unfinished_request_bytes_max=300_000) as served, await H2Client.connect(served.url) as client:
+        async with (
+            serving(engine, unfinished_request_bytes_max=300_000) as served,
+            await H2Client.connect(served.url) as client,
+        ):
             streams = []
             for _ in range(4):
                 stream_id = client.start(ECHO)
@@ -306,11 +367,13 @@ def test_unfinished_requests_are_bounded(run: Any, serving: Any, engine: str) ->
             assert answers[0].code == Code.RESOURCE_EXHAUSTED
             assert served.refused("unfinished") >= 1
             await alive(served)
+
     run(work())
 
 
 def test_a_reader_that_grants_no_window(run: Any, serving: Any, engine: str) -> None:
     """Answers that nobody takes are bounded, whatever is asked for; the connection is cut when nothing moves."""
+
     async def work() -> None:
         async with serving(engine, unsent_bytes_max=2 * MIB, stall_s=1.5) as served:
             client = await H2Client.connect(served.url, auto_window=False)
@@ -320,7 +383,7 @@ def test_a_reader_that_grants_no_window(run: Any, serving: Any, engine: str) -> 
                     stream_id = client.start("/test.Test/Big")
                     client.send(stream_id, message_frame(b"%d" % MIB), end_stream=True)
                     streams.append(stream_id)
-                refused = [s for s in streams[5:]]
+                refused = streams[5:]
                 for stream_id in refused:
                     answer = await client.finish(stream_id)
                     assert answer.code == Code.RESOURCE_EXHAUSTED
@@ -328,11 +391,13 @@ def test_a_reader_that_grants_no_window(run: Any, serving: Any, engine: str) -> 
                 await asyncio.wait_for(client.closed.wait(), 10)
             assert served.refused("stalled") == 1
             await served.until(lambda: served.server.unsent_bytes == 0, "nothing is held")
+
     run(work())
 
 
 def test_a_reader_that_reads_nothing(run: Any, serving: Any, engine: str, pours: list[int]) -> None:
     """The socket itself is full: the stream's handler waits, and the connection is cut when nothing moves."""
+
     async def work() -> None:
         async with serving(engine, stall_s=1.5) as served:
             client = await H2Client.connect(served.url)
@@ -347,6 +412,7 @@ def test_a_reader_that_reads_nothing(run: Any, serving: Any, engine: str, pours:
                 assert len(pours) * 65536 < 64 * MIB, "the handler was never made to wait"
             await served.until(lambda: served.server.connections == 0, "it is gone")
             await alive(served)
+
     run(work())
 
 
@@ -356,12 +422,16 @@ def test_a_slow_reader_gets_everything(run: Any, serving: Any, engine: str) -> N
             answer = await client.unary("/test.Test/Big", b"%d" % (8 * MIB))
             assert answer.messages == [b"z" * (8 * MIB)]
             assert answer.code == 0
+
     run(work())
 
 
 def test_a_handler_that_takes_nothing_stops_the_reading(run: Any, serving: Any, engine: str) -> None:
     async def work() -> None:
-        async with serving(engine, stream_inbox_bytes_max=100_000) as served, await H2Client.connect(served.url) as client:
+        async with (
+            serving(engine, stream_inbox_bytes_max=100_000) as served,
+            await H2Client.connect(served.url) as client,
+        ):
             stream_id = client.start("/test.Test/Deaf")
             for _ in range(1000):
                 client.send(stream_id, message_frame(b"x" * 10_000))
@@ -375,6 +445,7 @@ def test_a_handler_that_takes_nothing_stops_the_reading(run: Any, serving: Any, 
             assert connection._reading_stops == 0
             assert (await client.finish(stream_id)).code == Code.RESOURCE_EXHAUSTED
             await alive(served)
+
     run(work())
 
 
@@ -389,12 +460,17 @@ def test_keepalive(run: Any, serving: Any, engine: str) -> None:
                 assert served.refused("keepalive") == 1
                 writer.close()
                 assert (await healthy.unary(ECHO, b"x")).code == 0
+
     run(work())
 
 
 def test_shutdown_lets_calls_end(run: Any, serving: Any, engine: str) -> None:
     async def work() -> None:
-        async with serving(engine) as served, await H2Client.connect(served.url) as client, await H2Client.connect(served.url) as idle:
+        async with (
+            serving(engine) as served,
+            await H2Client.connect(served.url) as client,
+            await H2Client.connect(served.url) as idle,
+        ):
             stream_id = client.start("/test.Test/Wait")
             client.send(stream_id, message_frame(b""), end_stream=True)
             stream = client.start("/test.Test/Deaf")
@@ -409,6 +485,7 @@ def test_shutdown_lets_calls_end(run: Any, serving: Any, engine: str) -> None:
             assert client.goaway == 0
             with pytest.raises(OSError):
                 await raw(served)
+
     run(work())
 
 
@@ -422,19 +499,28 @@ def test_shutdown_does_not_wait_for_ever(run: Any, serving: Any, engine: str) ->
             writer.close()
             assert served.server.connections == 0
             served.waiting[0].reply(b"too late")
+
     run(work())
 
 
 def test_random_and_mutated_bytes(run: Any, serving: Any, engine: str) -> None:
     """400 connections of noise: random bytes, and a good conversation with some bytes changed, cut out or doubled."""
     chance = random.Random(4711)
-    good = (PREFACE + SETTINGS + frame(HEADERS, END_HEADERS, 1, request_block()) + frame(0, END_STREAM, 1, message_frame(b"hello"))
-            + frame(PING, 0, 0, b"12345678") + frame(HEADERS, END_HEADERS, 3, request_block()) + frame(RST_STREAM, 0, 3, b"\0\0\0\x08")
-            + frame(WINDOW_UPDATE, 0, 0, b"\0\0\x10\0") + frame(HEADERS, END_HEADERS | END_STREAM, 5, request_block()))
+    good = (
+        PREFACE
+        + SETTINGS
+        + frame(HEADERS, END_HEADERS, 1, request_block())
+        + frame(0, END_STREAM, 1, message_frame(b"hello"))
+        + frame(PING, 0, 0, b"12345678")
+        + frame(HEADERS, END_HEADERS, 3, request_block())
+        + frame(RST_STREAM, 0, 3, b"\0\0\0\x08")
+        + frame(WINDOW_UPDATE, 0, 0, b"\0\0\x10\0")
+        + frame(HEADERS, END_HEADERS | END_STREAM, 5, request_block())
+    )
 
     def mutate() -> bytes:
         if chance.random() < 0.2:
-            return PREFACE[:chance.randrange(25)] + chance.randbytes(chance.randrange(200))
+            return PREFACE[: chance.randrange(25)] + chance.randbytes(chance.randrange(200))
         data = bytearray(good)
         for _ in range(chance.randrange(1, 6)):
             at = chance.randrange(len(PREFACE), len(data))
@@ -444,9 +530,9 @@ def test_random_and_mutated_bytes(run: Any, serving: Any, engine: str) -> None:
                 case 1:
                     data[at] ^= 1 << chance.randrange(8)
                 case 2:
-                    del data[at:at + chance.randrange(1, 12)]
+                    del data[at : at + chance.randrange(1, 12)]
                 case _:
-                    data[at:at] = data[at:at + chance.randrange(1, 30)]
+                    data[at:at] = data[at : at + chance.randrange(1, 30)]
         return bytes(data)
 
     async def one(served: Any) -> None:
@@ -469,6 +555,7 @@ def test_random_and_mutated_bytes(run: Any, serving: Any, engine: str) -> None:
             await served.until(lambda: served.server.connections == 0, "all are closed")
             await alive(served)
         assert not failures
+
     run(work())
 
 

@@ -1,4 +1,5 @@
-"""The etcd v3 services over a `Backend`: validation, translation to commands of the key-value machine, answers, error texts.
+"""The etcd v3 services over a `Backend`: validation, translation to commands of the key-value machine, answers,
+error texts.
 
 Public: `EtcdService`, `ETCD_VERSION`, `CLUSTER_VERSION`.
 """

@@ -1,8 +1,8 @@
 """The hot paths of etcd's messages by hand: the simplest shape of the most frequent requests, and all answers of the KV
 service, whose key-values the machine already holds encoded. Everything else goes through `protobuf`.
 
-A decoder here either recognises exactly the bytes that a canonical encoder writes for a simple request, or returns None and
-the caller uses `protobuf`; so it cannot disagree with it.
+A decoder here either recognises exactly the bytes that a canonical encoder writes for a simple request, or returns
+None and the caller uses `protobuf`; so it cannot disagree with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""etcd's error codes and texts, and which of them each of our errors becomes. Clients match on the text, so it is exact."""
+"""etcd's error codes and texts, and which of them each of our errors becomes. Clients match on the text, so it is
+exact."""
 
 from __future__ import annotations
 

@@ -28,8 +28,18 @@ def range_command(request: Any) -> Range:
     if not (0 <= order <= _ORDER_MAX and 0 <= target <= _TARGET_MAX):
         raise refusal(errors.INVALID_SORT_OPTION)
     return Range(
-        key, request.range_end, request.limit, request.revision, order, target, request.keys_only, request.count_only,
-        request.min_mod_revision, request.max_mod_revision, request.min_create_revision, request.max_create_revision,
+        key,
+        request.range_end,
+        request.limit,
+        request.revision,
+        order,
+        target,
+        request.keys_only,
+        request.count_only,
+        request.min_mod_revision,
+        request.max_mod_revision,
+        request.min_create_revision,
+        request.max_create_revision,
     )
 
 
@@ -53,8 +63,8 @@ def delete_command(request: Any) -> DeleteRange:
 
 
 def txn_command(request: Any, ops_max: int) -> Txn:
-    """From an `etcdserverpb.TxnRequest`, wholly checked. At most `ops_max` operations as etcd counts them: the longest of
-    the three lists, and what a level uses is taken from what the levels below it may use."""
+    """From an `etcdserverpb.TxnRequest`, wholly checked. At most `ops_max` operations as etcd counts them: the
+    longest of the three lists, and what a level uses is taken from what the levels below it may use."""
     txn = _txn(request, ops_max)
     _check_intervals(txn.success)
     _check_intervals(txn.failure)
@@ -100,11 +110,9 @@ _Deletes = list[tuple[bytes, bytes]]
 
 
 def _check_intervals(ops: Sequence[Op]) -> tuple[_Puts, _Deletes]:
-    """In one branch a key may be put once, and not be in a deleted range as well. Both branches of one nested transaction may
-    put the same key, as only one of them runs. Returns what the branch puts and deletes."""
-    deletes: _Deletes = [
-        (op.key, op.range_end or op.key + b"\0") for op in ops if isinstance(op, DeleteRange)
-    ]
+    """In one branch a key may be put once, and not be in a deleted range as well. Both branches of one nested
+    transaction may put the same key, as only one of them runs. Returns what the branch puts and deletes."""
+    deletes: _Deletes = [(op.key, op.range_end or op.key + b"\0") for op in ops if isinstance(op, DeleteRange)]
     puts: _Puts = set()
     for op in ops:
         if not isinstance(op, Txn):
@@ -127,7 +135,8 @@ def _check_intervals(ops: Sequence[Op]) -> tuple[_Puts, _Deletes]:
 
 
 def _deleted(key: bytes, deletes: _Deletes) -> bool:
-    # Differs from what a delete does only for range_end "\0" (everything from the key on): etcd takes it literally here.
+    # Differs from what a delete does only for range_end "\0" (everything from the key on): etcd takes it literally
+    # here.
     return any(start <= key < end for start, end in deletes)
 
 

@@ -1,7 +1,7 @@
 """etcd's KV, Cluster, Maintenance and health services over one `Backend`.
 
-Writes become one command each and are answered from the machine's result. Linearizable reads that arrive in one turn share one
-read barrier. Nothing here creates a task or a future for a unary call.
+Writes become one command each and are answered from the machine's result. Linearizable reads that arrive in one
+turn share one read barrier. Nothing here creates a task or a future for a unary call.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ ETCD_VERSION = "3.5.0+oarlock"
 CLUSTER_VERSION = "3.5.0"
 
 RAFT_REQUEST_OVERHEAD_BYTES = 18
-"""What etcd adds to a request before it compares it with --max-request-bytes (measured at the limit; it varies by 1 with the
-random request id)."""
+"""What etcd adds to a request before it compares it with --max-request-bytes (measured at the limit; it varies by 1
+with the random request id)."""
 
 _RangeRequest = proto.message("etcdserverpb.RangeRequest")
 _PutRequest = proto.message("etcdserverpb.PutRequest")
@@ -399,7 +399,9 @@ def _fail(call: Call, result: object) -> None:
     elif isinstance(result, RaftError):
         call.fail(*errors.of_raft_error(result))
     else:
-        log.error("unexpected result method=%s/%s type=%s", call.method.service, call.method.name, type(result).__name__)
+        log.error(
+            "unexpected result method=%s/%s type=%s", call.method.service, call.method.name, type(result).__name__
+        )
         call.fail(Code.INTERNAL, f"internal error: unexpected {type(result).__name__}")
 
 
@@ -428,7 +430,9 @@ def _compares(compare: Compare, kv: Any) -> bool:
 
 
 def _not_served(call: Call, message: bytes) -> None:
-    raise RpcError(Code.UNIMPLEMENTED, f"{call.method.service}/{call.method.name} is not served by this version of Oarlock")
+    raise RpcError(
+        Code.UNIMPLEMENTED, f"{call.method.service}/{call.method.name} is not served by this version of Oarlock"
+    )
 
 
 async def _not_served_stream(call: StreamCall) -> None:

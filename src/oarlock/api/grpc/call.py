@@ -18,8 +18,8 @@ HANDED_OVER = -1  # `Call.size` once the handler has the request
 
 
 class Call:
-    """A unary call. Its handler ends it, now or later, with one `reply` or `fail`; what comes after that is ignored, as is
-    everything once the client has gone or its deadline has passed (`open` is False then)."""
+    """A unary call. Its handler ends it, now or later, with one `reply` or `fail`; what comes after that is
+    ignored, as is everything once the client has gone or its deadline has passed (`open` is False then)."""
 
     __slots__ = ("connection", "stream_id", "method", "route", "open", "due", "waited_s", "parts", "size", "answered")
 

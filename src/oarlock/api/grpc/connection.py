@@ -1,4 +1,5 @@
-"""gRPC on one HTTP/2 connection: requests to handlers, answers to streams. The unary path costs no task and no future."""
+"""gRPC on one HTTP/2 connection: requests to handlers, answers to streams. The unary path costs no task and no
+future."""
 
 from __future__ import annotations
 
@@ -64,9 +65,12 @@ class GrpcConnection(Http2Connection):
             return
         if host.unsent_bytes and self.congested:
             host.abuse("unsent")
-            self._refuse(stream_id, Code.RESOURCE_EXHAUSTED,
-                         f"answers for over {self.limits.unsent_bytes_max} bytes wait to be read: read them first",
-                         end_stream)
+            self._refuse(
+                stream_id,
+                Code.RESOURCE_EXHAUSTED,
+                f"answers for over {self.limits.unsent_bytes_max} bytes wait to be read: read them first",
+                end_stream,
+            )
             return
         host.open_streams += 1
         method.started += 1
@@ -138,8 +142,11 @@ class GrpcConnection(Http2Connection):
                 call.size = size + 5
         if self._partial_bytes > self.limits.unfinished_request_bytes_max:
             self.host.abuse("unfinished")
-            call.fail(Code.RESOURCE_EXHAUSTED, f"unfinished requests of one connection exceed "
-                                               f"{self.limits.unfinished_request_bytes_max} bytes: send fewer large requests at once")
+            call.fail(
+                Code.RESOURCE_EXHAUSTED,
+                f"unfinished requests of one connection exceed "
+                f"{self.limits.unfinished_request_bytes_max} bytes: send fewer large requests at once",
+            )
 
     def on_end(self, stream_id: int) -> None:
         call = self._calls.get(stream_id)
@@ -182,13 +189,13 @@ class GrpcConnection(Http2Connection):
             if partial[start] != 0:
                 self._compressed(call, partial[start])
                 return
-            size = int.from_bytes(partial[start + 1:start + 5], "big")
+            size = int.from_bytes(partial[start + 1 : start + 5], "big")
             if size > self.limits.grpc_message_bytes_max:
                 self._too_large(call, size)
                 return
             if available - start < size + 5:
                 break
-            call.put(bytes(memoryview(partial)[start + 5:start + 5 + size]))
+            call.put(bytes(memoryview(partial)[start + 5 : start + 5 + size]))
             start += 5 + size
         if start:
             del partial[:start]
@@ -277,8 +284,10 @@ class GrpcConnection(Http2Connection):
         self.touch()
 
     def _too_large(self, call: Call, size: int) -> None:
-        call.fail(Code.RESOURCE_EXHAUSTED,
-                  f"grpc: received message larger than max ({size} vs. {self.limits.grpc_message_bytes_max})")
+        call.fail(
+            Code.RESOURCE_EXHAUSTED,
+            f"grpc: received message larger than max ({size} vs. {self.limits.grpc_message_bytes_max})",
+        )
 
     def _compressed(self, call: Call, flag: int) -> None:
         if flag == 1:
@@ -317,8 +326,10 @@ class GrpcConnection(Http2Connection):
                 call.waited_s += elapsed_s
                 if call.waited_s > self.limits.unfinished_request_s:
                     self.host.abuse("unfinished")
-                    call.fail(Code.DEADLINE_EXCEEDED,
-                              f"the request was not complete after {self.limits.unfinished_request_s:g} s")
+                    call.fail(
+                        Code.DEADLINE_EXCEEDED,
+                        f"the request was not complete after {self.limits.unfinished_request_s:g} s",
+                    )
 
     @property
     def calls_open(self) -> int:

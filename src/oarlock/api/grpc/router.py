@@ -24,8 +24,9 @@ class Method:
 
     __slots__ = ("service", "name", "unary", "stream", "started", "succeeded", "codes")
 
-    def __init__(self, service: str, name: str, *, unary: UnaryHandler | None = None,
-                 stream: StreamHandler | None = None) -> None:
+    def __init__(
+        self, service: str, name: str, *, unary: UnaryHandler | None = None, stream: StreamHandler | None = None
+    ) -> None:
         assert (unary is None) != (stream is None), f"{service}/{name} needs one handler"
         self.service = service
         self.name = name
@@ -66,22 +67,36 @@ class Router:
         path = fields.get(b":path", b"")
         content_type = fields.get(b"content-type", b"")
         if fields.get(b":method") != b"POST":
-            return Route(None, code=Code.INTERNAL, http_status=b"405",
-                         text=f"a gRPC request is a POST, not {_shown(fields.get(b':method', b''))}")
-        if content_type != b"application/grpc" and not content_type.startswith((b"application/grpc+", b"application/grpc;")):
-            return Route(None, code=Code.INVALID_ARGUMENT, http_status=b"415",
-                         text=f"invalid gRPC request content-type {_shown(content_type)}")
+            return Route(
+                None,
+                code=Code.INTERNAL,
+                http_status=b"405",
+                text=f"a gRPC request is a POST, not {_shown(fields.get(b':method', b''))}",
+            )
+        if content_type != b"application/grpc" and not content_type.startswith(
+            (b"application/grpc+", b"application/grpc;")
+        ):
+            return Route(
+                None,
+                code=Code.INVALID_ARGUMENT,
+                http_status=b"415",
+                text=f"invalid gRPC request content-type {_shown(content_type)}",
+            )
         encoding = fields.get(b"grpc-encoding", b"identity")
         if encoding not in (b"identity", b""):
-            return Route(None, code=Code.UNIMPLEMENTED,
-                         text=f"grpc: Decompressor is not installed for grpc-encoding {_shown(encoding)}")
+            return Route(
+                None,
+                code=Code.UNIMPLEMENTED,
+                text=f"grpc: Decompressor is not installed for grpc-encoding {_shown(encoding)}",
+            )
         timeout_s: float | None = None
         timeout = fields.get(b"grpc-timeout")
         if timeout is not None:
             timeout_s = parse_timeout(timeout)
             if timeout_s is None:
-                return Route(None, code=Code.INTERNAL, http_status=b"400",
-                             text=f"malformed grpc-timeout: {_shown(timeout)}")
+                return Route(
+                    None, code=Code.INTERNAL, http_status=b"400", text=f"malformed grpc-timeout: {_shown(timeout)}"
+                )
         method = self.methods.get(path)
         if method is None:
             service, slash, name = path.decode("utf-8", "replace").removeprefix("/").rpartition("/")

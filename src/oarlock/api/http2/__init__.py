@@ -1,4 +1,5 @@
-"""HTTP/2 on one socket: a sans-I/O engine (two implementations behind one protocol) and the asyncio connection around it.
+"""HTTP/2 on one socket: a sans-I/O engine (two implementations behind one protocol) and the asyncio connection
+around it.
 
 Public: `Engine`, `EngineSink`, `ConnectionFailed`, `ErrorCode`, `engine_factory`, `ENGINES`, `Http2Connection`.
 """

@@ -1,4 +1,5 @@
-"""The asyncio side of one HTTP/2 connection: reads, one write per turn, back-pressure, and the limits that need a clock.
+"""The asyncio side of one HTTP/2 connection: reads, one write per turn, back-pressure, and the limits that need a
+clock.
 
 The layer above (gRPC) subclasses `Http2Connection` and implements `EngineSink`'s stream events.
 """
@@ -165,10 +166,7 @@ class Http2Connection(asyncio.Protocol):
     def congested(self) -> bool:
         """Whether further answers should be refused because this peer, or all peers together, do not read theirs."""
         limits = self.limits
-        return (
-            self._unsent_reported > limits.unsent_bytes_max
-            or self.host.unsent_bytes > limits.unsent_bytes_total_max
-        )
+        return self._unsent_reported > limits.unsent_bytes_max or self.host.unsent_bytes > limits.unsent_bytes_total_max
 
     @property
     def lost(self) -> bool:
@@ -214,8 +212,11 @@ class Http2Connection(asyncio.Protocol):
             self._settled = True
         self._control_frames += 1
         if self._control_frames == self.limits.control_frames_per_s:
-            self._cut("flood", f"more than {self.limits.control_frames_per_s} control frames a second, last {kind}",
-                      ErrorCode.ENHANCE_YOUR_CALM)
+            self._cut(
+                "flood",
+                f"more than {self.limits.control_frames_per_s} control frames a second, last {kind}",
+                ErrorCode.ENHANCE_YOUR_CALM,
+            )
 
     def on_pong(self) -> None:
         self._ping_due_s = None
@@ -248,7 +249,9 @@ class Http2Connection(asyncio.Protocol):
         if waiting and self._taken_bytes == self._taken_at_tick:
             self._stalled_s += elapsed_s
             if self._stalled_s > limits.stall_s:
-                self._cut("stalled", f"took none of its {self._unsent_reported} waiting bytes for {limits.stall_s:g} s", None)
+                self._cut(
+                    "stalled", f"took none of its {self._unsent_reported} waiting bytes for {limits.stall_s:g} s", None
+                )
         else:
             self._stalled_s = 0.0
         self._taken_at_tick = self._taken_bytes

@@ -64,10 +64,16 @@ class Engine(Protocol):
         """Take bytes from the socket. Raises `ConnectionFailed`."""
 
     def take(self, amount: int) -> bytes:
-        """At most `amount` bytes (or one frame more) to write to the socket; empty when there is nothing to send now."""
+        """At most `amount` bytes (or one frame more) to write to the socket; empty when there is nothing to send
+        now."""
 
-    def answer(self, stream_id: int, headers: Iterable[tuple[bytes, bytes]], body: bytes,
-               trailers: Iterable[tuple[bytes, bytes]]) -> None:
+    def answer(
+        self,
+        stream_id: int,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: bytes,
+        trailers: Iterable[tuple[bytes, bytes]],
+    ) -> None:
         """A whole response: headers, one body, trailers."""
 
     def head(self, stream_id: int, headers: Iterable[tuple[bytes, bytes]], end_stream: bool) -> None: ...

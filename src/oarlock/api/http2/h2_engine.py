@@ -1,5 +1,5 @@
-"""The engine over `h2` (pure Python; ten to twenty times the CPU of ngh2). h2 does not queue what the peer's window does
-not admit, so this engine does."""
+"""The engine over `h2` (pure Python; ten to twenty times the CPU of ngh2). h2 does not queue what the peer's window
+does not admit, so this engine does."""
 
 from __future__ import annotations
 
@@ -41,11 +41,14 @@ class H2Engine:
         configuration = h2.config.H2Configuration(client_side=False, header_encoding=None)
         connection = h2.connection.H2Connection(configuration)
         codes = h2.settings.SettingCodes
-        connection.local_settings = h2.settings.Settings(client=False, initial_values={
-            codes.MAX_CONCURRENT_STREAMS: limits.streams_per_connection_max,
-            codes.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
-            codes.MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
-        })
+        connection.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
+                codes.MAX_CONCURRENT_STREAMS: limits.streams_per_connection_max,
+                codes.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
+                codes.MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
+            },
+        )
         connection.max_inbound_frame_size = connection.local_settings.max_frame_size
         connection.decoder.max_header_list_size = limits.header_list_bytes_max
         connection.initiate_connection()
@@ -88,7 +91,7 @@ class H2Engine:
                 at += step
                 continue
             step = FRAME_HEADER_BYTES - len(self._frame_header)
-            header = self._frame_header + data[at:at + step]
+            header = self._frame_header + data[at : at + step]
             at += step
             if len(header) < FRAME_HEADER_BYTES:
                 self._frame_header = header
@@ -156,8 +159,13 @@ class H2Engine:
             del ready[:amount]
         return data
 
-    def answer(self, stream_id: int, headers: Iterable[tuple[bytes, bytes]], body: bytes,
-               trailers: Iterable[tuple[bytes, bytes]]) -> None:
+    def answer(
+        self,
+        stream_id: int,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: bytes,
+        trailers: Iterable[tuple[bytes, bytes]],
+    ) -> None:
         self.head(stream_id, headers, False)
         self.body(stream_id, body)
         self.trailers(stream_id, trailers)

@@ -26,11 +26,13 @@ class Ngh2Engine:
             stream_reset_rate_limit=(limits.control_frames_per_s, limits.control_frames_per_s),
         )
         connection = ngh2.Connection(ngh2.Role.SERVER, configuration)
-        connection.initiate_connection({
-            ngh2.Setting.MAX_CONCURRENT_STREAMS: limits.streams_per_connection_max,
-            ngh2.Setting.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
-            ngh2.Setting.MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
-        })
+        connection.initiate_connection(
+            {
+                ngh2.Setting.MAX_CONCURRENT_STREAMS: limits.streams_per_connection_max,
+                ngh2.Setting.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
+                ngh2.Setting.MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
+            }
+        )
         connection.set_local_window_size(limits.connection_window_bytes)
         self._connection = connection
         self._sink = sink
@@ -84,8 +86,13 @@ class Ngh2Engine:
             return ready + self._data_to_send(amount)
         return self._data_to_send(amount)
 
-    def answer(self, stream_id: int, headers: Iterable[tuple[bytes, bytes]], body: bytes,
-               trailers: Iterable[tuple[bytes, bytes]]) -> None:
+    def answer(
+        self,
+        stream_id: int,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: bytes,
+        trailers: Iterable[tuple[bytes, bytes]],
+    ) -> None:
         connection = self._connection
         try:
             connection.send_response(stream_id, headers)

@@ -8,7 +8,15 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-SCHEMA_FILES = ("kv.proto", "auth.proto", "version.proto", "rpc.proto", "v3lock.proto", "v3election.proto", "health.proto")
+SCHEMA_FILES = (
+    "kv.proto",
+    "auth.proto",
+    "version.proto",
+    "rpc.proto",
+    "v3lock.proto",
+    "v3election.proto",
+    "health.proto",
+)
 
 
 def _load() -> Any:
@@ -17,7 +25,8 @@ def _load() -> Any:
     private = descriptor_pool.DescriptorPool()
     for file in compiled.file:
         private.Add(file) if not hasattr(private, "AddSerializedFile") else private.AddSerializedFile(
-            file.SerializeToString())
+            file.SerializeToString()
+        )
     return private
 
 
