@@ -91,11 +91,13 @@ def split(commands: Sequence[bytes]) -> list[list[bytes]]:
     >>> [len(run) for run in split([b"x" * 600_000, b"y" * 600_000, b"z"])]
     [1, 2]
     """
+    if 0 < len(commands) <= GROUP_COMMANDS_MAX and sum(map(len, commands)) <= BATCH_BYTES_MAX:
+        return [list(commands)]  # nearly always
     runs: list[list[bytes]] = []
-    size = BATCH_BYTES_MAX
+    size = 0
     for command in commands:
         size += len(command)
-        if size > BATCH_BYTES_MAX or len(runs[-1]) >= GROUP_COMMANDS_MAX:
+        if not runs or size > BATCH_BYTES_MAX or len(runs[-1]) >= GROUP_COMMANDS_MAX:
             runs.append([])
             size = len(command)
         runs[-1].append(command)
