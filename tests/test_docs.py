@@ -190,7 +190,7 @@ def test_the_readmes_ten_lines_run(tmp_path: Path) -> None:
         "OARLOCK_ADVERTISE_CLIENT_URLS": client,
         "OARLOCK_LISTEN_PEER_URLS": peer,
         "OARLOCK_INITIAL_ADVERTISE_PEER_URLS": peer,
-        "ETCDCTL_ENDPOINTS": client,
+        "ETCDCTL_ENDPOINTS": client.removeprefix("http://"),
     }
     [script] = blocks(ROOT / "README.md", "bash")
     assert len(script.splitlines()) == 10
