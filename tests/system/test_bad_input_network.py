@@ -76,7 +76,7 @@ def connect(port: int) -> socket.socket:
 
 def pour(port: int, data: bytes) -> None:
     """Send all, or as much as the other side takes before it closes."""
-    with connect(port) as connection, contextlib.suppress(ConnectionError, TimeoutError):
+    with connect(port) as connection, contextlib.suppress(OSError):
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(1 << 16):

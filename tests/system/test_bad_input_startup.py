@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_directory_from_a_newer_version(single: LocalCluster) -> None:
     before = segment.read_bytes()
     found = unpack_preamble(before[:PREAMBLE_BYTES])
     assert not isinstance(found, str), found
-    newer, _ = pack_preamble(found[0]._replace(format=found[0].format + 1))
+    newer, _ = pack_preamble(replace(found[0], format=found[0].format + 1))
     segment.write_bytes(newer + before[PREAMBLE_BYTES:])
     refuses_to_start(member, Exit.STORAGE, "format", segment.name)
     assert segment.read_bytes()[:PREAMBLE_BYTES] == newer

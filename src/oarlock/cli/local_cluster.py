@@ -412,6 +412,9 @@ class LocalCluster:
     def _launch(self, arguments: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start one process from the launcher's thread, in a session of its own (Ctrl-C is then for us alone)."""
 
+        # Options of the caller's own environment would reach every member alike; the command line says all that counts.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OARLOCK_", "ETCD_"))}
+
         def launch() -> subprocess.Popen[bytes]:
             try:
                 return subprocess.Popen(  # noqa: S603
@@ -419,7 +422,7 @@ class LocalCluster:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **self.program.environment},
+                    env={**inherited, **self.program.environment},
                     start_new_session=True,
                     preexec_fn=self._prepare,
                 )
