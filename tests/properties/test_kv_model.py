@@ -35,6 +35,7 @@ from oarlock.machines.kv.commands import (
 )
 from oarlock.machines.kv.encoding import decode_key_value
 from oarlock.machines.kv.layout import TABLES
+from oarlock.machines.kv import machine as kv_machine
 from oarlock.machines.kv.machine import KvMachine
 from oarlock.machines.lmdb_store import LmdbStore
 
@@ -288,6 +289,9 @@ class KvAgainstModel(RuleBasedStateMachine):
         # In memory if possible: what is tested here is order, not the disk, and it syncs often.
         shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.directory = Path(tempfile.mkdtemp(prefix="oarlock-kv-", dir=shm))
+        # Slices so small that purging is always somewhere in the middle, and not at the same place in both machines.
+        self.slices = kv_machine.PURGE_ENTRIES, kv_machine.PURGE_ENTRIES_PER_COMMAND
+        kv_machine.PURGE_ENTRIES, kv_machine.PURGE_ENTRIES_PER_COMMAND = 1, 0
         self.memory = KvMachine.in_memory()
         self.disk = self.open_disk()
         self.model = Model()
@@ -417,6 +421,7 @@ class KvAgainstModel(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "directory"):
             return
+        kv_machine.PURGE_ENTRIES, kv_machine.PURGE_ENTRIES_PER_COMMAND = self.slices
         self.memory.validate()
         self.disk.validate()
         self.disk.close()

@@ -27,6 +27,7 @@ from oarlock.machines.kv.commands import (
     encode,
 )
 from oarlock.machines.kv.encoding import decode_key_value, encode_key_value
+from oarlock.machines.kv import machine as kv_machine
 from oarlock.machines.kv.machine import TXN_DEPTH_MAX, KvMachine
 
 ALL = (b"\0", b"\0")
@@ -241,6 +242,25 @@ def test_compaction_refuses_below_and_keeps_from_there_on(kv: Client) -> None:
         assert [kv.keys(Range(*ALL, revision=r)) for r in range(compacted, 7)] == reads[compacted - 1 :]
         kv.machine.validate()
     assert kv.machine.compact_revision == 6
+
+
+def test_a_capture_does_not_tell_how_far_purging_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_machine, "PURGE_ENTRIES", 1)
+    monkeypatch.setattr(kv_machine, "PURGE_ENTRIES_PER_COMMAND", 0)
+    streams = []
+    for purged in range(12):
+        kv = Client(KvMachine.in_memory())
+        kv(*[Put(b"%d" % (n % 3), b"%d" % n) for n in range(8)], DeleteRange(b"0", b"2"), Put(b"1", b"again"))
+        kv(Compact(11))
+        if purged:
+            kv.machine.compact_some(purged)
+        capture = kv.machine.capture()
+        streams.append(b"".join(capture.chunks()))
+        copy = KvMachine.in_memory()
+        copy.restore(2, [streams[-1]])
+        copy.validate()
+        assert b"".join(copy.capture().chunks()) == streams[0]
+    assert len(set(streams)) == 1
 
 
 def test_the_annex_is_part_of_the_state(kv: Client) -> None:

@@ -327,6 +327,24 @@ def test_an_unfinished_restore_leaves_the_old_state(tmp_path: Path) -> None:
     machine.close()
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_limited_range_does_not_show_what_a_newer_layer_deletes_further_on(tmp_path: Path, reverse: bool) -> None:
+    store = LmdbStore(tmp_path / "s", ["t"])
+    table = store.table("t")
+    keys = [b"%02d" % n for n in range(40)]
+    if reverse:
+        keys.reverse()
+    for key in keys:
+        table.put(key, b"1")
+    store.commit(1)
+    store.checkpoint()
+    for key in keys[:30]:
+        table.delete(key)
+    for limit in range(1, 12):
+        assert table.items(limit=limit, reverse=reverse) == [(key, b"1") for key in keys[30 : 30 + limit]]
+    store.close()
+
+
 def test_one_checkpoint_at_a_time(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "s", TABLES)
     first = store.checkpoint()

@@ -76,7 +76,8 @@ TXN_DEPTH_MAX = 128
 """How deep transactions nest. (etcd's bound follows from its 128 operations.)"""
 
 PURGE_ENTRIES = 64
-"""How many compacted changes an `apply` purges, besides two for each of its commands: faster than they can arise."""
+PURGE_ENTRIES_PER_COMMAND = 2
+"""How many compacted changes an `apply` purges: more than its commands can have made, so that purging comes to an end."""
 
 _place = PLACE.pack
 _KEY_TAG, _MOD_TAG, _VERSION_TAG, _VALUE_TAG, _LEASE_TAG = b"\x0a", b"\x18", b"\x20", b"\x2a", b"\x30"
@@ -244,7 +245,7 @@ class KvMachine:
             self._digest = blake2b(self._digest + b"".join(self._changes), digest_size=16).digest()
             self._changes.clear()
         if self._purging:
-            self._purge(PURGE_ENTRIES + 2 * len(commands))
+            self._purge(PURGE_ENTRIES + PURGE_ENTRIES_PER_COMMAND * len(commands))
         self._save_state()
         self._store.commit(context.index, nbytes)
         return results
