@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from oarlock.machines.base import Context
+from oarlock.machines.kv import machine as kv_machine
 from oarlock.machines.kv.commands import (
     Command,
     Compact,
@@ -35,7 +36,6 @@ from oarlock.machines.kv.commands import (
 )
 from oarlock.machines.kv.encoding import decode_key_value
 from oarlock.machines.kv.layout import TABLES
-from oarlock.machines.kv import machine as kv_machine
 from oarlock.machines.kv.machine import KvMachine
 from oarlock.machines.lmdb_store import LmdbStore
 
@@ -142,9 +142,8 @@ class Model:
 
     def txn(self, txn: Txn, before: dict[bytes, KV]) -> Any:
         success = self.holds(txn, before)
-        out = []
-        for op in txn.success if success else txn.failure:
-            out.append(self.txn(op, before) if isinstance(op, Txn) else self.op(op))
+        ops = txn.success if success else txn.failure
+        out = [self.txn(op, before) if isinstance(op, Txn) else self.op(op) for op in ops]
         return ("txn", 0, success, out)
 
     def op(self, op: Put | DeleteRange | Range) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from oarlock.machines.base import Context
+from oarlock.machines.kv import machine as kv_machine
 from oarlock.machines.kv.commands import (
     Command,
     Compact,
@@ -27,7 +28,6 @@ from oarlock.machines.kv.commands import (
     encode,
 )
 from oarlock.machines.kv.encoding import decode_key_value, encode_key_value
-from oarlock.machines.kv import machine as kv_machine
 from oarlock.machines.kv.machine import TXN_DEPTH_MAX, KvMachine
 
 ALL = (b"\0", b"\0")

@@ -140,7 +140,7 @@ def test_a_view_stays_as_it_was(store: Any) -> None:
     assert store.table("a").items() == []
     view.close()
     view.close()
-    with pytest.raises(Exception):  # noqa: B017, PT011 - the stores have their own
+    with pytest.raises(Exception):  # noqa: B017 - the stores have their own
         list(view.items("a"))
 
 

@@ -77,7 +77,7 @@ TXN_DEPTH_MAX = 128
 
 PURGE_ENTRIES = 64
 PURGE_ENTRIES_PER_COMMAND = 2
-"""How many compacted changes an `apply` purges: more than its commands can have made, so that purging comes to an end."""
+"""How many compacted changes an `apply` purges. For puts that is more than they make, so purging comes to an end."""
 
 _place = PLACE.pack
 _KEY_TAG, _MOD_TAG, _VERSION_TAG, _VALUE_TAG, _LEASE_TAG = b"\x0a", b"\x18", b"\x20", b"\x2a", b"\x30"
