@@ -408,6 +408,10 @@ def test_a_reader_that_reads_nothing(run: Any, serving: Any, engine: str, pours:
                 client.h2.set_local_window_size(2**31 - 1, stream_id=stream_id)
                 client.writer.transport.pause_reading()  # type: ignore[attr-defined]
                 client.send(stream_id, message_frame(b"go"))
+                await served.until(lambda: served.server.open_streams == 1, "the call is open")
+                connection = next(iter(served.server._http2))
+                await served.until(lambda: connection._writing_paused, "the socket is full")
+                assert connection._reading_stops == 1, "who takes no answers may ask nothing more"
                 await served.until(lambda: served.refused("stalled") == 1, "it was cut")
                 assert len(pours) * 65536 < 64 * MIB, "the handler was never made to wait"
             await served.until(lambda: served.server.connections == 0, "it is gone")
