@@ -312,6 +312,35 @@ def test_reads_see_what_was_acknowledged_before_on_every_member() -> None:
     assert {node: group.reads[node, 1] for node in group.members} == {node: [b"x"] for node in group.members}
 
 
+def test_a_read_waits_until_the_machine_has_what_was_acknowledged() -> None:
+    group = Group()
+    leader = group.elect()
+    behind = followers(group)[0]
+    group.drop = lambda sender, to, message: to == behind and isinstance(message, AppendEntries)
+    first = group.propose(leader, b"x")
+    group.settle()
+    assert group.results[leader, first] == [0, b"x"]
+    group.handle(behind, ev.ReadBarrier(1))
+    group.settle()
+    assert not group.reads
+    group.drop = lambda sender, to, message: False
+    group.run(500 * MS)
+    assert group.reads == {(behind, 1): [b"x"]}
+
+
+def test_a_refusal_counts_only_from_whom_it_was_passed_on_to() -> None:
+    group = Group()
+    leader = group.elect()
+    follower, third = followers(group)
+    first = group.propose(follower, b"x")
+    ((_, _, propose),) = group.network
+    lie = ProposeReply(term=propose.term, request=propose.request, reason="overloaded")
+    group.handle(follower, raft_events.MessageReceived(third, lie))
+    assert not group.results
+    group.handle(follower, raft_events.MessageReceived(leader, lie))
+    assert isinstance(group.results[follower, first], Overloaded)
+
+
 def test_reads_without_a_leader_fail_and_are_bounded() -> None:
     group = Group(limits=MemberLimits(reads_pending_max=2))
     for token in range(3):

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.support.member_group import Group, ListMachine
+from tests.support.member_group import MS, Group, ListMachine
 
 from oarlock.errors import Outcome, Rejected
 from oarlock.machines.base import Context
-from oarlock.node.replica import sessions
+from oarlock.node.replica import MemberLimits, sessions
 from oarlock.node.replica.directory import RECORD_BYTES_MAX, MemberRecord, decode_record, encode_record
 from oarlock.node.replica.sessions import (
     RECORDS_MAX,
@@ -29,6 +29,7 @@ from oarlock.node.replica.sessions import (
     plain,
     publish,
 )
+from oarlock.raft import events as raft_events
 
 
 class State:
@@ -140,17 +141,31 @@ def test_a_session_closed_later_in_its_entry_keeps_nothing() -> None:
 
 def test_sessions_survive_a_snapshot_and_the_order_of_use_does_too() -> None:
     one = State()
-    ids = [one.open(n) for n in range(5)]
+    ids = [one.open(0)]
     one.apply(in_session(ids[0], 1, 1, b"x"))
+    ids += [one.open(n) for n in range(1, 5)]
+    one.apply(in_session(ids[0], 1, 1, b"x"))  # a repetition is a use, too
     other = State()
     other.machine.restore(one.machine.applied_index, one.machine.capture().chunks())
     other.envelope.load()
     for state in (one, other):
-        assert state.apply(in_session(ids[0], 1, 1, b"x")) == [[0, b"x"]]
         state.apply(*(open_session(100 + i) for i in range(SESSIONS_MAX - 4)))
         (expired,) = state.apply(in_session(ids[1], 1, 1, b"y"))
         assert isinstance(expired, SessionExpired)
+        assert state.apply(in_session(ids[0], 1, 1, b"x")) == [[0, b"x"]]
     assert one.machine.encoded() == other.machine.encoded()
+
+
+def test_the_time_of_entries_never_goes_back_not_even_over_a_restart() -> None:
+    state = State()
+    state.apply(b"a", stamp=10)
+    state.apply(b"b", stamp=5)
+    restarted = State(state.machine)
+    restarted.apply(b"c", stamp=7)
+    restarted.envelope.apply_empty(4, 1)
+    restarted.apply(b"d", stamp=12)
+    assert state.machine.times == [10, 10, 10, 12]
+    assert restarted.envelope.stamp_ns == 12
 
 
 def test_results_of_a_machines_own_classes_come_back_through_its_codec() -> None:
@@ -229,6 +244,30 @@ def test_a_record_has_a_bound_and_a_form() -> None:
         encode_record("n", ["http://" + "h" * RECORD_BYTES_MAX])
     with pytest.raises(ValueError):
         encode_record("n" * 257, [])
+
+
+def test_sessions_reach_a_member_by_snapshot() -> None:
+    group = Group(limits=MemberLimits(snapshot_entries=3), tail_entries_max=1)
+    leader = group.elect()
+    behind = next(i for i in group.members if i != leader)
+    group.isolate(behind)
+    first = group.propose(leader, open_session(5))
+    group.settle()
+    opened = group.results[leader, first]
+    assert isinstance(opened, SessionOpened)
+    command = in_session(opened.session, 1, 1, b"once")
+    for number in range(8):
+        group.propose(leader, command if number == 0 else b"%d" % number)
+        group.settle()
+    group.heal()
+    group.run(1_000 * MS)
+    group.handle(group.leader, raft_events.TransferRequested(1, behind))
+    group.run(1_000 * MS)
+    assert group.leader == behind
+    again = group.propose(behind, command)
+    group.settle()
+    assert group.results[behind, again] == [0, b"once"]
+    assert len(group.applied()) == 1 and group.machines[behind].commands.count(b"once") == 1
 
 
 def test_sessions_through_a_group_with_a_change_of_leader() -> None:
