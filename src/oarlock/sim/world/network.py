@@ -1,0 +1,106 @@
+"""The network between members: delays, losses, repetitions, ghosts, cuts and clogs."""
+
+from __future__ import annotations
+
+from math import log
+from typing import TYPE_CHECKING, Final
+
+from oarlock.raft import events as raft
+from oarlock.raft.messages import Message
+from oarlock.raft.types import NodeId
+from oarlock.sim.world.choices import MILLION
+
+if TYPE_CHECKING:
+    from oarlock.sim.world.process import Process
+    from oarlock.sim.world.world import World
+
+STEPS: Final = 64
+# The quantiles of an exponential distribution of mean 1024; the first is 0.
+EXPONENTIAL: Final = tuple(round(-1024 * log(1 - step / STEPS)) for step in range(STEPS))
+
+
+class Network:
+    """Every message is a choice: how late, whether at all, how often."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        swarm = world.swarm
+        self._delay = world.choices.stream("net/delay")
+        self._fate = world.choices.stream("net/fate")
+        self._minimum = swarm.latency_min
+        self._mean = swarm.latency_mean
+        self._unruly = bool(swarm.loss or swarm.duplicate or swarm.ghost)
+        self._jitter = "jitter" in swarm.classes
+        self._stream = swarm.stream
+        self._last: dict[tuple[NodeId, NodeId], int] = {}
+        self._epochs: dict[tuple[NodeId, NodeId], int] = {}
+        self.cut: set[tuple[NodeId, NodeId]] = set()
+        self.clogged: dict[tuple[NodeId, NodeId], int] = {}
+        self.sent = self.dropped = 0
+
+    def send(self, sender: Process, to: NodeId, message: Message) -> None:
+        world = self._world
+        world.oracle.sent(sender, to, message)
+        self.sent += 1
+        link = (sender.id, to)
+        if self.cut and link in self.cut:
+            self.dropped += 1
+            return
+        ghost = 0
+        copies = 1
+        if self._unruly and not world.healed:
+            swarm = world.swarm
+            # One choice for all of it; the lowest numbers are the quiet ones.
+            fate = MILLION - 1 - self._fate.draw(MILLION)
+            if fate < swarm.loss:
+                self.dropped += 1
+                return
+            fate -= swarm.loss
+            if fate < swarm.duplicate // 2:
+                copies = 2
+            elif fate < swarm.duplicate // 2 + swarm.ghost:
+                ghost = self._mean * world.choices.stream("net/ghost").scaled(10, 1000)
+                copies = 1 + world.choices.draw("net/ghost", 2)
+        for copy in range(copies):
+            delay = self._minimum + (self._mean * EXPONENTIAL[self._delay.draw(STEPS)] >> (10 if self._jitter else 13))
+            when = world.now + delay
+            if ghost and copy == copies - 1:
+                when += ghost
+            elif self._stream:
+                when = max(when, self._last.get(link, 0) + 1)
+                self._last[link] = when
+            if self.clogged and link in self.clogged:
+                when = max(when, self.clogged[link])
+            epoch = -1 if ghost else self._epochs.get(link, 0)
+            world.at(when, self._arrive, (sender.id, to, sender.incarnation, epoch, message))
+
+    def reset(self, one: NodeId, other: NodeId) -> None:
+        """The connection breaks: what is under way in either direction is lost; a new one is made at once."""
+        for link in ((one, other), (other, one)):
+            self._epochs[link] = self._epochs.get(link, 0) + 1
+            process = self._world.processes.get(link[0])
+            if process is not None and process.up:
+                process.known.pop(link[1], None)
+
+    def _arrive(self, packet: tuple[NodeId, NodeId, int, int, Message]) -> None:
+        sender, to, incarnation, epoch, message = packet
+        world = self._world
+        process = world.processes.get(to)
+        if process is None or process.member is None:
+            return
+        if epoch >= 0 and self._epochs and epoch != self._epochs.get((sender, to), 0):
+            self.dropped += 1
+            return
+        if world.swarm.incarnations:
+            # A connection begins with a handshake that names the sender's disk.
+            known = process.known.get(sender)
+            if known != incarnation:
+                if known is not None and world.processes[sender].incarnation != incarnation:
+                    return  # of a disk that was replaced: its connection is gone
+                process.known[sender] = incarnation
+                process.give(raft.PeerConnected(sender, incarnation))
+        process.give(raft.MessageReceived(sender, message))
+
+    def heal(self) -> None:
+        self.cut.clear()
+        self.clogged.clear()

@@ -1,0 +1,449 @@
+"""What must hold, checked after every turn of every member. Shares no code with the core. (docs/explanation/simulation.md)
+
+The oracle keeps three things: for each member a ledger of what it ordered to be written and one of what the simulated
+disk holds durably; the log of the group as it became committed; and a reference model to which that log is played, so
+that every answer to a client can be compared. Because an entry `(term, index)` has one predecessor and one content in
+the whole history (checked at each append), comparing the term at an index compares everything before it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from oarlock.machines.kv.commands import Range
+from oarlock.raft.events import Persist
+from oarlock.raft.messages import AppendEntriesReply, Message, RequestVote, RequestVoteReply
+from oarlock.raft.types import Configuration, Entry, EntryKind, Index, NodeId, SnapshotMeta, Term, decode_configuration
+from oarlock.sim.invariants import Violation, quorum_holds
+from oarlock.sim.world.ledger import Ledger
+from oarlock.sim.world.model import Model, Plain, plain_result
+from oarlock.storage import GroupState
+
+if TYPE_CHECKING:
+    from oarlock.sim.world.process import Process
+
+_decode = msgspec.msgpack.decode
+
+
+class Watched:
+    """What the oracle knows of one member's machine (a process and its disk)."""
+
+    __slots__ = ("applied", "commit", "disk", "inflight", "led_term", "log", "vote_terms")
+
+    def __init__(self, initial: Configuration) -> None:
+        self.log = Ledger(initial)  # as ordered
+        self.disk = Ledger(initial)  # as durable
+        self.inflight: list[Persist] = []  # handed to a sync that has not returned
+        self.commit: Index = 0  # of this life
+        self.applied: Index = 0
+        self.led_term: Term = 0  # nonzero while it leads
+        self.vote_terms: dict[Term, NodeId] = {}
+
+
+class Oracle:
+    """Raises `Violation` at the first thing that is not as it must be."""
+
+    def __init__(self) -> None:
+        self.watched: dict[NodeId, Watched] = {}
+        self.lost: list[tuple[NodeId, Ledger]] = []  # disks that are gone: what they had acknowledged still counts
+        self.leaders: dict[Term, NodeId] = {}
+        self.predecessors: dict[tuple[Term, Index], Term] = {}
+        self.entries: dict[tuple[Term, Index], Entry] = {}
+        self.committed: list[Term] = [0]
+        self.configuration = Configuration()  # the newest committed one
+        self.configuration_index: Index = 0
+        self.model = Model()
+        self.answers: dict[tuple[NodeId, int, int], tuple[Index, Plain]] = {}  # (member, boot, number)
+        self.denied: set[tuple[NodeId, int, int]] = set()  # said not to be executed, now or ever
+        self.acknowledged: Index = 0  # the highest index that any answer to anybody rests on
+        self.hashes: dict[Index, tuple[bytes, NodeId]] = {}
+        self.digests: dict[Index, tuple[bytes, NodeId]] = {}
+        self.lease_broken = False
+        self.elections = self.reads = self.writes = self.recoveries = self.torn = 0
+
+    @property
+    def commit_max(self) -> Index:
+        return len(self.committed) - 1
+
+    # ------------------------------------------------------------------ disks
+
+    def new_disk(self, node: NodeId, initial: Configuration) -> None:
+        """A member begins with an empty disk. What an earlier disk of it held is lost."""
+        old = self.watched.get(node)
+        if old is not None:
+            self.lost.append((node, old.disk))
+        self.watched[node] = Watched(initial)
+
+    def ordered(self, process: Process, persist: Persist) -> None:
+        """A turn asked for this to be made durable."""
+        watched = self.watched[process.id]
+        log = watched.log
+        if persist.snapshot is not None:
+            self._check_mark(process, persist.snapshot)
+        entries = persist.entries
+        if entries:
+            first = entries[0].index
+            if first <= log.base + len(log.terms) and not persist.reset_log:
+                self._check_cut(process, watched, first)
+            elif first > log.last_index + 1 and not persist.reset_log:
+                raise Violation("LM", f"member {process.id} wrote {entries[0]} where {log.last_index + 1} was due")
+        elif persist.reset_log and watched.led_term and watched.led_term == process.core.current_term:
+            raise Violation("LAO", f"leader {process.id} of term {watched.led_term} replaced its log")
+        if persist.snapshot is not None:
+            log.mark(persist.snapshot, persist.reset_log)
+        if persist.hard_state is not None:
+            state = persist.hard_state
+            old = log.hard_state
+            if state.term < old.term or state.commit < old.commit:
+                raise Violation("MONO", f"the hard state of member {process.id} went from {old} to {state}")
+            if state.term == old.term and old.vote and state.vote != old.vote:
+                raise Violation("ES", f"member {process.id} voted for {old.vote} and for {state.vote} in term {state.term}")
+            log.hard_state = state
+        for entry in entries:
+            self._check_entry(process.id, log, entry)
+            log.append(entry)
+            if entry.kind == EntryKind.CONFIG:
+                self._check_configuration(process, log, entry)
+
+    def _check_cut(self, process: Process, watched: Watched, first: Index) -> None:
+        log = watched.log
+        if watched.led_term and process.core.is_leader and process.core.current_term == watched.led_term:
+            raise Violation("LAO", f"leader {process.id} of term {watched.led_term} cut its log at {first}")
+        for index in range(first, min(self.commit_max, log.last_index) + 1):
+            if log.term(index) == self.committed[index]:
+                raise Violation("DUR", f"member {process.id} cut the committed entry {self.committed[index]}.{index}")
+
+    def _check_entry(self, node: NodeId, log: Ledger, entry: Entry) -> None:
+        """Log matching, by induction: one predecessor and one content for each (term, index)."""
+        key = (entry.term, entry.index)
+        known = self.entries.get(key)
+        if known is None or known.kind == EntryKind.STRIPPED:
+            self.entries[key] = entry
+        elif known is not entry and entry.kind != EntryKind.STRIPPED and (known.kind, known.payload) != (
+            entry.kind,
+            entry.payload,
+        ):
+            raise Violation("LM", f"{entry} has two contents; member {node} holds the second")
+        before = log.term(entry.index - 1)
+        if before is None:
+            return  # compacted away: it was checked when it was written
+        if before > entry.term:
+            raise Violation("LM", f"member {node} holds {entry} after an entry of term {before}")
+        if self.predecessors.setdefault(key, before) != before:
+            other = self.predecessors[key]
+            raise Violation("LM", f"{entry} follows term {before} at member {node}, and term {other} elsewhere")
+
+    def _check_mark(self, process: Process, mark: SnapshotMeta) -> None:
+        if mark.index > self.commit_max:
+            raise Violation("SMS", f"member {process.id} has a snapshot at {mark.index}; {self.commit_max} is committed")
+        if self.committed[mark.index] != mark.term:
+            raise Violation(
+                "LM", f"member {process.id} dates its snapshot {mark.index} with term {mark.term}; the entry there is "
+                f"{self.committed[mark.index]}.{mark.index}"
+            )  # fmt: skip
+        for index in range(mark.index, 0, -1):
+            entry = self.entries.get((self.committed[index], index))
+            if entry is not None and entry.kind == EntryKind.CONFIG:
+                if decode_configuration(entry.payload) != mark.configuration:
+                    raise Violation(
+                        "CFG", f"the snapshot {mark.index} of member {process.id} has another configuration than "
+                        f"entry {entry}"
+                    )  # fmt: skip
+                break
+        if mark.has_file:
+            self.digest(process.id, mark.index, mark.digest)
+
+    def digest(self, node: NodeId, index: Index, digest: bytes) -> None:
+        """A snapshot's bytes are the same on every member."""
+        known, other = self.digests.setdefault(index, (digest, node))
+        if known != digest:
+            raise Violation("HASH", f"the snapshots at {index} of members {other} and {node} differ")
+
+    def _check_configuration(self, process: Process, log: Ledger, entry: Entry) -> None:
+        """From one configuration to the next: simple or joint, one at a time. (diss. 4.3)"""
+        new = log.configuration
+        if len(log.configurations) < 2 or not log.configurations[-2][1].members:
+            return  # a newcomer learns of the group by this entry
+        previous_index, old = log.configurations[-2]
+        where = f"{entry} at member {process.id}"
+        if old.joint:
+            if new.joint and (new.voters, new.outgoing) != (old.voters, old.outgoing):
+                raise Violation("CFG", f"{where} goes from one joint configuration to another")
+            if not new.joint and new.voters != old.voters:
+                raise Violation("CFG", f"{where} leaves a joint configuration for other voters")
+        elif new.joint:
+            if new.outgoing != old.voters:
+                raise Violation("CFG", f"{where} has outgoing voters that are not the present ones")
+        elif new.voters != old.voters:
+            raise Violation("CFG", f"{where} changes the voters without a joint configuration")
+        if old.removed - new.removed:
+            raise Violation("CFG", f"{where} forgets removed members {sorted(old.removed - new.removed)}")
+        core = process.core
+        if core.is_leader and entry.term == core.current_term:
+            if previous_index > max(self.commit_max, core.commit_index):
+                raise Violation("CFG", f"{where} was appended while configuration {previous_index} is not committed")
+            commit = min(core.commit_index, entry.index - 1)
+            if log.term(commit) != entry.term:
+                raise Violation("CFG", f"{where} was appended before its leader committed an entry of its own term")
+
+    def durable(self, process: Process, group: list[Persist], clean: bool) -> None:
+        """A sync returned. `clean`: the disk has really nothing of the log that a power loss could take."""
+        watched = self.watched[process.id]
+        watched.inflight = []
+        if clean:
+            for persist in group:
+                watched.disk.apply(persist)
+
+    def recovered(self, process: Process, state: GroupState) -> None:
+        """A restart read this from the disk: all that was synced, and a part, from the front, of what was not."""
+        watched = self.watched[process.id]
+        self.recoveries += 1
+        found = Ledger.recovered(state, process.initial)
+        allowed = watched.disk.copy()
+        if not self._matches_any(allowed, found, watched.inflight):
+            raise Violation(
+                "WAL", f"member {process.id} recovered {_describe(found)}; synced was {_describe(watched.disk)}, under way "
+                f"{[_describe_persist(p) for p in watched.inflight]}"
+            )  # fmt: skip
+        for entry in state.entries:
+            known = self.entries.get((entry.term, entry.index))
+            if known is None or EntryKind.STRIPPED not in (known.kind, entry.kind) and (
+                (known.kind, known.payload) != (entry.kind, entry.payload)
+            ):
+                raise Violation("WAL", f"member {process.id} recovered {entry} with a content that nobody wrote")
+        watched.disk = found
+        watched.log = found.copy()
+        watched.inflight = []
+        watched.commit = watched.applied = 0
+        watched.led_term = 0
+
+    @staticmethod
+    def _matches_any(allowed: Ledger, found: Ledger, inflight: list[Persist]) -> bool:
+        if allowed.same_as(found):
+            return True
+        for persist in inflight:
+            if persist.snapshot is not None:
+                allowed.mark(persist.snapshot, persist.reset_log)
+                if allowed.same_as(found):
+                    return True
+            if persist.hard_state is not None:
+                allowed.hard_state = persist.hard_state
+                if allowed.same_as(found):
+                    return True
+            for entry in persist.entries:
+                allowed.append(entry)
+                if allowed.same_as(found):
+                    return True
+        return False
+
+    # ------------------------------------------------------------------ turns
+
+    def started(self, process: Process) -> None:
+        """A life begins; the member stands where its disk says."""
+        watched = self.watched[process.id]
+        core = process.core
+        state = watched.disk.hard_state
+        if core.current_term != state.term or core.voted_for != state.vote:
+            raise Violation("MONO", f"member {process.id} started in t{core.current_term}, its disk says {state}")
+        expected = watched.disk.configuration
+        if core.configuration != expected:
+            raise Violation("CFG", f"member {process.id} started with another configuration than its log's last one")
+        watched.commit = core.commit_index
+        self._committed(process, watched, core.commit_index)
+
+    def turn(self, process: Process) -> None:
+        """After a turn: terms, commit index, leadership."""
+        watched = self.watched[process.id]
+        core = process.core
+        log = watched.log
+        if core.current_term != log.hard_state.term:
+            if core.current_term < log.hard_state.term:
+                raise Violation("MONO", f"the term of member {process.id} went back to {core.current_term}")
+            raise Violation("ES", f"member {process.id} is in t{core.current_term} and did not order that to be durable")
+        if core.voted_for != log.hard_state.vote:
+            raise Violation("ES", f"member {process.id} did not order its vote for {core.voted_for} to be durable")
+        commit = core.commit_index
+        if commit != watched.commit:
+            if commit < watched.commit:
+                raise Violation("MONO", f"the commit index of member {process.id} went from {watched.commit} to {commit}")
+            self._committed(process, watched, commit)
+            watched.commit = commit
+        if core.is_leader:
+            if watched.led_term != core.current_term:
+                self._elected(process, watched)
+        else:
+            watched.led_term = 0
+
+    def _elected(self, process: Process, watched: Watched) -> None:
+        core = process.core
+        term = core.current_term
+        watched.led_term = term
+        self.elections += 1
+        if self.leaders.setdefault(term, process.id) != process.id:
+            raise Violation("ES", f"members {self.leaders[term]} and {process.id} both lead in term {term}")
+        last = self.commit_max
+        if not watched.log.holds(last, self.committed[last]):
+            raise Violation(
+                "LC", f"member {process.id} leads term {term} without the committed entry {self.committed[last]}.{last}"
+            )
+        act = watched.log.configurations[-1][1]
+        members = act.voters | act.outgoing | self.configuration.voters | self.configuration.outgoing
+        if process.id not in members:
+            raise Violation("CFG", f"member {process.id} leads term {term} without being a voter")
+
+    def _committed(self, process: Process, watched: Watched, commit: Index) -> None:
+        """A member says that everything up to `commit` is committed."""
+        log = watched.log
+        known = min(commit, self.commit_max)
+        term = log.term(known)
+        if term is not None and term != self.committed[known]:
+            raise Violation(
+                "SMS", f"member {process.id} takes {term}.{known} for committed; {self.committed[known]}.{known} is"
+            )
+        if commit <= self.commit_max:
+            return
+        term = log.term(commit)
+        if term is None:
+            raise Violation("SMS", f"member {process.id} commits up to {commit}; its log ends at {log.last_index}")
+        self._check_quorum(process, log.configuration, commit, term)
+        for index in range(self.commit_max + 1, commit + 1):
+            at = log.term(index)
+            if at is None:
+                raise Violation("SMS", f"member {process.id} commits up to {commit} and does not hold {index}")
+            self.committed.append(at)
+            self._witness(self.entries[at, index])
+
+    def _check_quorum(self, process: Process, configuration: Configuration, index: Index, term: Term) -> None:
+        """Committed means durable on a quorum of every active configuration: counted on the simulated disks."""
+        holders = {node for node, watched in self.watched.items() if watched.disk.holds(index, term)}
+        holders |= {node for node, disk in self.lost if disk.holds(index, term)}
+        if not quorum_holds(configuration, holders):
+            raise Violation(
+                "COQ", f"member {process.id} commits {term}.{index}; durable only on {sorted(holders)} of voters "
+                f"{sorted(configuration.voters)}"
+                + (f" and outgoing {sorted(configuration.outgoing)}" if configuration.outgoing else "")
+            )  # fmt: skip
+
+    def _witness(self, entry: Entry) -> None:
+        """Play a committed entry to the model: its results are what clients must be told."""
+        if entry.kind == EntryKind.CONFIG:
+            self.configuration = decode_configuration(entry.payload)
+            self.configuration_index = entry.index
+        if entry.kind != EntryKind.NORMAL:
+            self.model.skip()
+            return
+        _, _, groups = _decode(entry.payload)
+        results = self.model.apply([command for group in groups for command in group[3]])
+        at = 0
+        for origin, boot, first, commands in groups:
+            for number in range(first, first + len(commands)):
+                key = (origin, boot, number)
+                if key in self.answers:
+                    raise Violation("LIN", f"command {number} of member {origin} was executed twice, again in {entry}")
+                if key in self.denied:
+                    raise Violation("LIN", f"command {number} of member {origin} is in {entry}, but was said not to be executed")
+                self.answers[key] = (entry.index, results[at])
+                at += 1
+
+    # ------------------------------------------------------------------ machines
+
+    def applied(self, process: Process, index: Index, term: Term, digest: bytes) -> None:
+        """A member's machine executed an entry."""
+        watched = self.watched[process.id]
+        if watched.applied and index != watched.applied + 1:
+            raise Violation("SMS", f"member {process.id} applied {index} after {watched.applied}")
+        watched.applied = index
+        # A commit index is looked at after the turn: until then what it applied may be news.
+        if index <= self.commit_max and self.committed[index] != term:
+            raise Violation("SMS", f"member {process.id} applied {term}.{index}; {self.committed[index]}.{index} is committed")
+        self.state(process.id, index, digest)
+
+    def restored(self, process: Process, index: Index, digest: bytes) -> None:
+        watched = self.watched[process.id]
+        if index < watched.applied:
+            raise Violation("MONO", f"member {process.id} went back from applied {watched.applied} to {index}")
+        watched.applied = index
+        self.state(process.id, index, digest)
+
+    def state(self, node: NodeId, index: Index, digest: bytes) -> None:
+        known, other = self.hashes.setdefault(index, (digest, node))
+        if known != digest:
+            raise Violation("HASH", f"the machines of members {other} and {node} differ at {index}")
+
+    # ------------------------------------------------------------------ messages
+
+    def sent(self, process: Process, to: NodeId, message: Message) -> None:
+        """Promises rest on the disk: a vote, a candidacy, an acknowledgement."""
+        watched = self.watched[process.id]
+        disk = watched.disk
+        match message:
+            case RequestVote(pre_vote=False, term=term):
+                self._promised(process.id, watched, term, process.id)
+            case RequestVoteReply(granted=True, pre_vote=False, term=term):
+                self._promised(process.id, watched, term, to)
+            case AppendEntriesReply(success=True, term=term, index=index):
+                # An acknowledgement that waited together with a later term's cut may name what is gone again.
+                if disk.hard_state.term < term or (disk.hard_state.term == term and disk.last_index < index):
+                    raise Violation(
+                        "COQ", f"member {process.id} acknowledged {index} in t{term}; durable are t{disk.hard_state.term} "
+                        f"and {disk.last_index}"
+                    )  # fmt: skip
+
+    @staticmethod
+    def _promised(node: NodeId, watched: Watched, term: Term, candidate: NodeId) -> None:
+        state = watched.disk.hard_state
+        if state.term < term or (state.term == term and state.vote != candidate):
+            raise Violation("ES", f"member {node} let its vote for {candidate} in t{term} out; durable is {state}")
+        if watched.vote_terms.setdefault(term, candidate) != candidate:
+            raise Violation("ES", f"member {node} voted for {watched.vote_terms[term]} and {candidate} in t{term}")
+
+    # ------------------------------------------------------------------ clients
+
+    def completed(self, key: tuple[NodeId, int, int], floor: Index, result: object) -> tuple[Index, Plain]:
+        """A client was told a result: it must be the model's, at a later place than all answered before it asked."""
+        found = self.answers.get(key)
+        if found is None:
+            raise Violation("DUR", f"command {key[2]} of member {key[0]} was acknowledged, and no committed entry holds it")
+        index, expected = found
+        if index <= floor:
+            raise Violation("LIN", f"command {key[2]} of member {key[0]} is at {index}, but {floor} was answered before")
+        actual = plain_result(result)
+        if actual != expected:
+            raise Violation("LIN", f"command {key[2]} of member {key[0]} was told {actual}, must be {expected}")
+        if key in self.denied:
+            raise Violation("LIN", f"command {key[2]} of member {key[0]} has two answers")
+        self.acknowledged = max(self.acknowledged, index)
+        self.writes += 1
+        return found
+
+    def not_executed(self, key: tuple[NodeId, int, int], error: str) -> None:
+        if key in self.answers:
+            raise Violation("LIN", f"command {key[2]} of member {key[0]} failed with {error!r}, but is executed at {self.answers[key][0]}")
+        self.denied.add(key)
+
+    def read(self, node: NodeId, floor: Index, asked_at: Index, applied: Index, request: Range, result: object) -> None:
+        """A linearizable read: not older than what was committed when it was asked, and what the model says."""
+        if applied > self.commit_max:
+            raise Violation("SMS", f"member {node} reads at {applied}; only {self.commit_max} is committed")
+        if applied < asked_at and not self.lease_broken:
+            raise Violation("READ", f"member {node} reads at {applied}; {asked_at} was committed when the read began")
+        actual, expected = plain_result(result), self.model.read(request, applied)
+        if actual != expected:
+            raise Violation("READ", f"member {node} at {applied} reads {actual}, must be {expected}")
+        self.acknowledged = max(self.acknowledged, applied)
+        self.reads += 1
+
+
+def _describe(ledger: Ledger) -> str:
+    mark, state = ledger.snapshot, ledger.hard_state
+    return f"t{state.term} vote {state.vote} commit {state.commit} [{mark.term}.{mark.index}] to {ledger.last_term}.{ledger.last_index}"
+
+
+def _describe_persist(persist: Persist) -> dict[str, Any]:
+    return {
+        "hard_state": persist.hard_state,
+        "entries": [str(entry) for entry in persist.entries],
+        "mark": persist.snapshot.index if persist.snapshot else None,
+    }

@@ -1,0 +1,691 @@
+"""One member's machine in the simulated world: its disk, its clock, and, while it is up, a production `Member`.
+
+What a driver does with a member's effects is done here with the semantics of the production runtime: one sync is in
+flight at a time, what arrives meanwhile forms the next group, and a group's messages leave after its sync; snapshots
+are built aside; a restart goes through the real recovery. Whatever takes time is an event on the world's agenda, so a
+crash may come between any two of them, and in the middle of each.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from oarlock.errors import Corrupt, Outcome, RaftError, StorageError
+from oarlock.machines.base import Context
+from oarlock.machines.kv.machine import KvMachine
+from oarlock.machines.kv.layout import TABLES
+from oarlock.machines.memory_store import MemoryStore
+from oarlock.node.replica import Member, MemberLimits
+from oarlock.node.replica import events as ev
+from oarlock.node.replica.directory import encode_record
+from oarlock.raft import events as raft
+from oarlock.raft.config import RaftConfig
+from oarlock.raft.core import Raft
+from oarlock.raft.messages import InstallSnapshot
+from oarlock.raft.types import Configuration, Index, NodeId, SnapshotMeta
+from oarlock.sim.invariants import Violation
+from oarlock.sim.world.disks import CheckpointedStore, WorldDisk
+from oarlock.storage import GroupState, Identity, SnapshotReceiver, SnapshotStore, WriteAheadLog
+from oarlock.storage.sim_disk import PowerCut
+
+if TYPE_CHECKING:
+    from oarlock.sim.world.workload import Op
+    from oarlock.sim.world.world import World
+
+CLUSTER: Final = 7
+GROUP: Final = 0
+LOG, SNAPSHOTS, MACHINE = "log", "snapshots", "machine"
+EPOCH_NS: Final = 1_700_000_000 * 10**9
+PARTS_MAX: Final = 12  # of an interrupted write that may still reach the disk
+
+
+class Clock:
+    """A monotonic clock that may run fast, slow, or stand still for a while."""
+
+    __slots__ = ("_base", "_rate", "_since")
+
+    def __init__(self) -> None:
+        self._base = 10**9
+        self._since = 0
+        self._rate = 1_000_000
+
+    def read(self, now: int) -> int:
+        return self._base if now <= self._since else self._base + (now - self._since) * self._rate // 1_000_000
+
+    def set_rate(self, now: int, rate: int) -> None:
+        """`rate`: millionths of true time."""
+        self._base, self._since, self._rate = self.read(now), max(now, self._since), rate
+
+    def freeze(self, now: int, duration: int) -> None:
+        self._base, self._since = self.read(now), max(now, self._since) + duration
+
+    def when(self, local: int) -> int:
+        """The world's time at which this clock shows `local`."""
+        return self._since + -(-max(0, local - self._base) * 1_000_000 // self._rate)
+
+
+class WorldMachine(KvMachine):
+    """The production machine, telling the oracle of every entry."""
+
+    process: Process | None = None
+
+    def apply(self, context: Context, commands: Sequence[bytes]) -> list[object]:
+        results = super().apply(context, commands)
+        process = self.process
+        if process is not None:
+            process.world.oracle.applied(process, context.index, context.term, self.hash())
+        return results
+
+    def restore(self, index: int, chunks: Iterable[bytes]) -> None:
+        super().restore(index, chunks)
+        process = self.process
+        if process is not None:
+            process.world.oracle.restored(process, index, self.hash())
+
+
+class Process:
+    """See the module. `member` is None while it is down."""
+
+    def __init__(self, world: World, node: NodeId, initial: Configuration, *, witness: bool = False) -> None:
+        self.world = world
+        self.id = node
+        self.initial = initial
+        self.witness = witness
+        self.disk = WorldDisk()
+        self.incarnation = 1 + world.choices.draw("incarnation", 2**31)
+        self.clock = Clock()
+        self.wall_offset = 0
+        self.cpu = world.swarm.cpu
+        self.sync_factor = 1
+        self.member: Member | None = None
+        self.machine: KvMachine | None = None
+        self.life = 0
+        self.boot = 0
+        self.paused_until = 0
+        self.broken = ""  # why it will never start again
+        self.halted = ""  # why the member stopped itself
+        self.rotten = False  # rot was put on its disk
+        self.foreign = False  # its disk was replaced under its name: the others do not hear it
+        self.faulty = False  # something was injected that may fail an operation
+        self.ever_synced = False
+        self.inbox: list[ev.MemberEvent] = []
+        self.outstanding: dict[int, Op] = {}
+        self.reads: dict[int, Op] = {}
+        self.tokens: dict[int, str] = {}  # of operators: what each waits for
+        self.known: dict[NodeId, int] = {}
+        self.number = 1
+        self._wal: WriteAheadLog | None = None
+        self._store: SnapshotStore | None = None
+        self._receiver: tuple[SnapshotMeta, SnapshotReceiver] | None = None
+        self._turn_due = False
+        self._timer_at = -1
+        self._queue: list[raft.Persist] = []
+        self._group: list[raft.Persist] = []
+        self._mark: Index = 0
+        self._lanes: tuple[deque[Callable[[], ev.MemberEvent | None]], ...] = (deque(), deque())
+        self._retries = 0
+        world.oracle.new_disk(node, initial)
+
+    # ------------------------------------------------------------------ what others look at
+
+    @property
+    def core(self) -> Raft:
+        assert self.member is not None, f"member {self.id} is down"
+        return self.member.raft
+
+    @property
+    def up(self) -> bool:
+        return self.member is not None
+
+    @property
+    def leads(self) -> bool:
+        return self.member is not None and self.member.raft.is_leader
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Recover from the disk and go on. Nothing happens if it is up or can never start again."""
+        if self.member is not None or self.broken:
+            return
+        world = self.world
+        swarm = world.swarm
+        crash = world.crashes
+        if swarm.crash_recovery and not world.healed and crash.chance(swarm.crash_recovery):
+            self.disk.cut_at = self.disk.operations + crash.draw(PARTS_MAX)
+        try:
+            state, machine = self._recover()
+        except PowerCut:
+            world.note(self, "crashes while it recovers")
+            self._lose(power="power" in swarm.classes and bool(crash.draw(2)))
+            world.later(swarm.timeout, self.start)
+            return
+        except StorageError as error:
+            self.disk.kill()
+            if isinstance(error, Corrupt) and self.rotten:
+                self.broken = str(error)
+                world.note(self, "finds rot and does not start")
+            elif self.faulty:
+                world.note(self, f"cannot start: {type(error).__name__}")
+                self._retries += 1
+                if self._retries >= 3 or world.healed:
+                    self.repair()
+                world.later(swarm.timeout, self.start)
+            else:
+                raise Violation("WAL", f"member {self.id} cannot start: {error}") from error
+            return
+        self.disk.cut_at = None
+        self._retries = 0
+        draw = world.choices.stream("boot")
+        self.boot = 1 + draw.draw(2**40)
+        record = b""
+        if swarm.publish:
+            record = encode_record(f"m{self.id}", [f"http://p{self.id}:1"], [f"http://c{self.id}:{draw.draw(3)}"])
+        self.machine = machine
+        self.known = {}
+        self.halted = ""
+        self._mark = state.snapshot.index
+        self.member = Member(
+            world.raft_config(self.id),
+            hard_state=state.hard_state,
+            snapshot=state.snapshot,
+            entries=state.entries,
+            initial=self.initial,
+            incarnation=self.incarnation if swarm.incarnations else 0,
+            machine=machine,
+            boot=self.boot,
+            rng=Random(draw.draw(2**32)),
+            now=self.clock.read(world.now),
+            wall_clock=self._wall,
+            record=record,
+            limits=world.limits,
+        )
+        world.note(self, "starts")
+        world.oracle.started(self)
+        self.wake()
+
+    def _recover(self) -> tuple[GroupState, KvMachine | None]:
+        """The order of recovery: the log first (its lock guards the rest), then the machine as far as the mark says."""
+        disk, swarm = self.disk, self.world.swarm
+        state = GroupState()
+        if WriteAheadLog.exists(disk, LOG):
+            self._wal, recovered = WriteAheadLog.open(
+                disk, LOG, expected=(CLUSTER, self.id), segment_bytes=swarm.segment_bytes
+            )
+            state = recovered.groups.get(GROUP, state)
+            self.world.oracle.torn += bool(recovered.repaired)
+        else:
+            identity = Identity(CLUSTER, self.id, self.incarnation)
+            self._wal = WriteAheadLog.create(disk, LOG, identity, segment_bytes=swarm.segment_bytes)
+        self.world.oracle.recovered(self, state)
+        self._store = SnapshotStore(disk, SNAPSHOTS)
+        if self.witness:
+            return state, None
+        machine = self._machine()
+        mark = state.snapshot
+        if machine.applied_index < mark.index:
+            reader = self._store.open(GROUP, mark)
+            machine.restore(mark.index, reader.chunks())
+            reader.close()
+        if machine.applied_index:
+            self.world.oracle.restored(self, machine.applied_index, machine.hash())
+        return state, machine
+
+    def _machine(self) -> WorldMachine:
+        if self.world.swarm.durable_machine:
+            machine = WorldMachine(CheckpointedStore(self.disk, MACHINE, TABLES))
+        else:
+            machine = WorldMachine(MemoryStore(TABLES))
+        machine.process = self
+        return machine
+
+    def _wall(self) -> int:
+        return EPOCH_NS + self.world.now + self.wall_offset
+
+    def repair(self) -> None:
+        """Somebody replaced what made the disk fail; what it holds is what it held."""
+        self.disk.clear_faults()
+        self.disk.capacity_bytes = None
+        self.faulty = False
+        self.sync_factor = 1
+
+    def die(self, *, power: bool) -> None:
+        """The process is gone; with `power`, so is what the disk had not made durable."""
+        if self.member is None:
+            return
+        self.world.note(self, "loses power" if power else "is killed")
+        self._interrupt()
+        self._lose(power=power)
+
+    def _interrupt(self) -> None:
+        """Of what is being written, a first part may reach the disk."""
+        draw = self.world.crashes
+        works: list[Callable[[], object]] = []
+        if self._group:
+            assert self._wal is not None
+            works.append(self._wal.sync)
+        works += [lane[0] for lane in self._lanes if lane]
+        for work in works:
+            parts = draw.draw(PARTS_MAX)
+            if not parts:
+                continue
+            self.disk.cut_at = self.disk.operations + parts - 1
+            try:
+                work()
+            except (PowerCut, StorageError):
+                break  # the disk answers nobody any more, or the process had died of it anyway
+
+    def _lose(self, *, power: bool) -> None:
+        if self.member is not None:  # else it died while it recovered: what was under way is what it was
+            self.world.oracle.watched[self.id].inflight = list(self._group)
+        if power:
+            self.disk.power_loss(Random(self.world.choices.draw("power", 2**32)))
+        else:
+            self.disk.kill()
+        self._down()
+
+    def _down(self) -> None:
+        self.life += 1
+        self.member = None
+        self.machine = None
+        self._wal = self._store = self._receiver = None
+        self.inbox = []
+        self._queue, self._group = [], []
+        self._turn_due = False
+        self._timer_at = -1
+        for lane in self._lanes:
+            lane.clear()
+        self.tokens = {}
+        outstanding, self.outstanding = self.outstanding, {}
+        reads, self.reads = self.reads, {}
+        for op in (*outstanding.values(), *reads.values()):
+            op.lost(self)
+
+    def fail(self, error: StorageError) -> None:
+        """The disk failed: the member stops and tells everybody who waits, as the runtime does. It may start again."""
+        if not self.faulty and not (self.rotten and isinstance(error, Corrupt)):
+            raise Violation("CRASH", f"the disk of member {self.id} failed, and no fault was injected: {error}") from error
+        assert self.member is not None
+        self.world.note(self, f"stops: {type(error).__name__}")
+        self._answer(self.member.stop(error))
+        if self.world.crashes.draw(2):
+            self.disk.drop_caches()
+        self._lose(power=False)
+        if isinstance(error, Corrupt):
+            self.broken = str(error)
+            return
+        if self.world.crashes.draw(3) == 0:
+            self.repair()
+        self.world.later(self.world.swarm.timeout, self.start)
+
+    # ------------------------------------------------------------------ turns
+
+    def give(self, event: ev.MemberEvent) -> None:
+        """Something happened for this member; it will be told in its next turn."""
+        if self.member is not None:
+            self.inbox.append(event)
+            if not self._turn_due:
+                self._turn_due = True
+                self.world.at(self.world.now + self.cpu, self._turn, self.life)
+
+    def wake_if_up(self) -> None:
+        """A turn without an event: its timers may be due at another time now."""
+        if self.member is not None:
+            self._timer_at = -1
+            self.wake()
+
+    def wake(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self.world.at(self.world.now + self.cpu, self._turn, self.life)
+
+    def _turn(self, life: int) -> None:
+        if life != self.life:
+            return
+        world = self.world
+        if world.now < self.paused_until:
+            world.at(self.paused_until, self._turn, life)
+            return
+        self._turn_due = False
+        events, self.inbox = self.inbox, []
+        member = self.member
+        assert member is not None
+        local = self.clock.read(world.now)
+        oracle = world.oracle
+        try:
+            effects = member.handle(events, local)
+            member.validate()
+        except (Violation, PowerCut):
+            raise
+        except StorageError as error:
+            self.fail(error)
+            return
+        except AssertionError as error:
+            raise Violation("ASSERT", f"member {self.id}: {error}") from error
+        except Exception as error:  # the point of the exercise: nothing else may ever come out of a member
+            raise Violation("CRASH", f"member {self.id}: {type(error).__name__}: {error}") from error
+        for effect in effects:
+            if type(effect) is raft.Persist:
+                oracle.ordered(self, effect)
+        oracle.turn(self)
+        world.turned(self, events, effects)
+        if effects:
+            swarm = world.swarm
+            crash_at = -1
+            if swarm.crash_effect and not world.healed and world.crashes.chance(swarm.crash_effect):
+                crash_at = world.crashes.draw(len(effects) + 1)
+            self._perform(effects, crash_at)
+            if life != self.life:
+                return
+            if crash_at == len(effects):
+                self._die_here()
+                return
+        deadline = member.next_deadline()
+        if deadline < 2**62:
+            self._set_timer(self.clock.when(deadline))
+
+    def _set_timer(self, when: int) -> None:
+        when = max(when, self.world.now + 1)
+        if self._timer_at < 0 or when < self._timer_at:
+            self._timer_at = when
+            self.world.at(when, self._timer, (self.life, when))
+
+    def _timer(self, which: tuple[int, int]) -> None:
+        life, when = which
+        if life != self.life or when != self._timer_at:
+            return
+        self._timer_at = -1
+        assert self.member is not None
+        deadline = self.member.next_deadline()
+        if deadline >= 2**62:
+            return
+        due = self.clock.when(deadline)
+        if due <= self.world.now:
+            self.give(raft.TimePassed())
+        else:
+            self._set_timer(due)
+
+    def _die_here(self) -> None:
+        world = self.world
+        self.die(power="power" in world.swarm.classes and bool(world.crashes.draw(2)))
+        world.restart_later(self)
+
+    # ------------------------------------------------------------------ effects
+
+    def _perform(self, effects: list[ev.MemberEffect], crash_at: int) -> None:
+        world = self.world
+        for at, effect in enumerate(effects):
+            if at == crash_at:
+                self._die_here()
+                return
+            match effect:
+                case raft.Send(to, message):
+                    world.network.send(self, to, message)
+                case raft.Persist():
+                    self._queue.append(effect)
+                case ev.Completed() | ev.Failed() | ev.ReadsReady() | ev.ReadsFailed():
+                    self._answer([effect])
+                case raft.SendSnapshot():
+                    self._work(1, lambda effect=effect: self._send_chunk(effect))  # type: ignore[misc]
+                case raft.WriteChunk():
+                    self._work(1, lambda effect=effect: self._write_chunk(effect))  # type: ignore[misc]
+                case ev.LoadSnapshot(snapshot):
+                    self._work(1, lambda snapshot=snapshot: self._load(snapshot))  # type: ignore[misc]
+                case raft.ReleaseLog(index):
+                    self._work(1, lambda index=index: self._release(index))  # type: ignore[misc]
+                case ev.WriteSnapshot():
+                    self._work(0, lambda effect=effect: self._build(effect))  # type: ignore[misc]
+                case ev.WriteCheckpoint(checkpoint):
+                    self._work(0, lambda checkpoint=checkpoint: self._checkpoint(checkpoint))  # type: ignore[misc]
+                case raft.ConfigChanged(token):
+                    self.tokens.pop(token, None)
+                case raft.ConfigRefused(token) | raft.TransferDone(token):
+                    self.tokens.pop(token, None)
+                case raft.MembersChanged():
+                    pass  # the simulated network knows everybody
+                case raft.Halt(reason):
+                    self._halt(reason, effects[at + 1 :])
+                    return
+        if self._queue and not self._group:
+            self._begin_sync()
+
+    def _halt(self, reason: str, rest: list[ev.MemberEffect]) -> None:
+        """The member stops itself: only for its committed removal, or for a disk that lost what it had."""
+        world = self.world
+        world.note(self, f"halts: {reason}")
+        if "removed" in reason:
+            if self.id not in world.oracle.configuration.removed:
+                raise Violation("CFG", f"member {self.id} halted as removed; the group has not removed it")
+        else:
+            raise Violation("CRASH", f"member {self.id} halted: {reason}")
+        self._answer([e for e in rest if isinstance(e, ev.Failed | ev.ReadsFailed)])
+        self.halted = reason
+        self._no_leak()
+        self._lose(power=False)
+
+    def _no_leak(self) -> None:
+        if self.outstanding or self.reads:
+            raise Violation("LEAK", f"member {self.id} stopped and left {len(self.outstanding)} commands and "
+                            f"{len(self.reads)} reads without an answer")  # fmt: skip
+
+    def _answer(self, effects: Sequence[ev.MemberEffect]) -> None:
+        oracle = self.world.oracle
+        for effect in effects:
+            match effect:
+                case ev.Completed(first, results):
+                    for number, result in enumerate(results, first):
+                        op = self._outstanding(number)
+                        found = oracle.completed((self.id, self.boot, number), op.floor, result)
+                        op.answered(self, number, found[1])
+                case ev.Failed(first, count, error):
+                    for number in range(first, first + count):
+                        op = self._outstanding(number)
+                        if error.outcome is Outcome.NOT_EXECUTED:
+                            oracle.not_executed((self.id, self.boot, number), str(error))
+                        op.failed(self, number, error)
+                case ev.ReadsReady(tokens):
+                    for token in tokens:
+                        op = self._read(token)
+                        op.read(self)
+                case ev.ReadsFailed(token, error):
+                    self._read(token).failed(self, 0, error)
+
+    def _outstanding(self, number: int) -> Op:
+        op = self.outstanding.pop(number, None)
+        if op is None:
+            raise Violation("LIN", f"member {self.id} answered command {number}, which does not wait for an answer")
+        return op
+
+    def _read(self, token: int) -> Op:
+        op = self.reads.pop(token, None)
+        if op is None:
+            raise Violation("READ", f"member {self.id} answered read {token}, which does not wait for an answer")
+        return op
+
+    # ------------------------------------------------------------------ the log
+
+    def _begin_sync(self) -> None:
+        assert self._wal is not None
+        self._group, self._queue = self._queue, []
+        try:
+            for persist in self._group:
+                self._wal.append(
+                    GROUP,
+                    persist.hard_state,
+                    persist.entries,
+                    snapshot=persist.snapshot,
+                    reset_log=persist.reset_log,
+                )
+        except AssertionError as error:
+            raise Violation("ASSERT", f"the log of member {self.id}: {error}") from error
+        draw = self.world.disk_times
+        duration = self.world.swarm.sync * self.sync_factor * (1 + draw.draw(8)) // 4
+        self.world.at(self.world.now + duration, self._synced, self.life)
+
+    def _synced(self, life: int) -> None:
+        if life != self.life:
+            return
+        world = self.world
+        if world.now < self.paused_until:
+            world.at(self.paused_until, self._synced, life)
+            return
+        assert self._wal is not None
+        try:
+            self._wal.sync()
+        except StorageError as error:
+            self.fail(error)
+            return
+        group = self._group
+        self._group = []
+        volatile = [name for name in self.disk.volatile_files(LOG) if name.endswith(".wal")]
+        world.oracle.durable(self, group, not volatile)
+        swarm = world.swarm
+        crash = swarm.crash_effect and not world.healed and world.crashes.chance(swarm.crash_effect)
+        for persist in group:
+            if persist.snapshot is not None:
+                self._mark = persist.snapshot.index
+            for send in persist.release:
+                if crash and not world.crashes.draw(2):
+                    self._die_here()
+                    return
+                world.network.send(self, send.to, send.message)
+        if crash:
+            self._die_here()
+            return
+        self.give(raft.Persisted(group[-1].ticket))
+        if self._queue:
+            self._begin_sync()
+
+    # ------------------------------------------------------------------ background work
+
+    def _work(self, lane: int, job: Callable[[], ev.MemberEvent | None]) -> None:
+        jobs = self._lanes[lane]
+        jobs.append(job)
+        if len(jobs) == 1:
+            self._next_job(lane)
+
+    def _next_job(self, lane: int) -> None:
+        draw = self.world.disk_times
+        duration = self.world.swarm.job * (1 + draw.draw(16)) // 4 >> (4 * lane)
+        self.world.at(self.world.now + duration * self.sync_factor, self._job, (self.life, lane))
+
+    def _job(self, which: tuple[int, int]) -> None:
+        life, lane = which
+        if life != self.life:
+            return
+        world = self.world
+        if world.now < self.paused_until:
+            world.at(self.paused_until, self._job, which)
+            return
+        jobs = self._lanes[lane]
+        try:
+            event = jobs[0]()
+        except StorageError as error:
+            self.fail(error)
+            return
+        jobs.popleft()
+        if event is not None:
+            self.give(event)
+        if jobs:
+            self._next_job(lane)
+
+    def _build(self, effect: ev.WriteSnapshot) -> ev.MemberEvent:
+        """Write a snapshot file. No room is not the end: it is tried again later."""
+        assert self._store is not None
+        meta = effect.snapshot
+        writer = None
+        try:
+            writer = self._store.begin(GROUP, meta.index, meta.term, meta.configuration)
+            for chunk in effect.capture.chunks():
+                writer.write(chunk)
+            written = writer.finish()
+        except StorageError as error:
+            if not self.faulty or "no space" not in str(error):
+                raise
+            if writer is not None:
+                writer.abort()
+            return ev.SnapshotFailed()
+        finally:
+            effect.capture.close()
+        self.world.oracle.digest(self.id, written.index, written.digest)
+        return raft.SnapshotWritten(written)
+
+    def _checkpoint(self, checkpoint: object) -> ev.MemberEvent:
+        checkpoint.write()  # type: ignore[attr-defined]
+        return ev.CheckpointWritten(checkpoint)  # type: ignore[arg-type]
+
+    def _load(self, snapshot: SnapshotMeta) -> ev.MemberEvent:
+        assert self._store is not None
+        reader = self._store.open(GROUP, snapshot)
+        return ev.SnapshotLoaded(snapshot, reader.chunks())
+
+    def _release(self, index: Index) -> None:
+        """The mark is durable: the log and older snapshots are not needed any more."""
+        assert self._wal is not None and self._store is not None
+        self._wal.release(GROUP, index)
+        self._store.prune(GROUP, self._mark)
+        if self.world.crashes.draw(2):
+            self._wal.prepare_next()
+
+    def _send_chunk(self, effect: raft.SendSnapshot) -> None:
+        assert self._store is not None
+        if not self.disk.exists(f"{SNAPSHOTS}/{GROUP:08x}-{effect.snapshot.index:016x}-{effect.snapshot.term:016x}.snap"):
+            return  # pruned meanwhile: the leader will offer a newer one
+        reader = self._store.open(GROUP, effect.snapshot)
+        size = self.world.swarm.chunk_bytes
+        data = reader.read(effect.offset, size)
+        reader.close()
+        done = effect.offset + len(data) == effect.snapshot.size
+        message = InstallSnapshot(
+            term=effect.term, snapshot=effect.snapshot, offset=effect.offset, data=data, done=done
+        )
+        self.world.network.send(self, effect.to, message)
+
+    def _write_chunk(self, effect: raft.WriteChunk) -> ev.MemberEvent:
+        assert self._store is not None
+        meta = effect.snapshot
+        if self._receiver is None or self._receiver[0] != meta:
+            if self._receiver is not None:
+                self._receiver[1].close()
+            self._receiver = (meta, self._store.receiver(GROUP, meta))
+        receiver = self._receiver[1]
+        receiver.write(effect.offset, effect.data)
+        complete = receiver.next_offset == meta.size and receiver.finish()
+        return raft.ChunkWritten(effect.sender, meta, receiver.next_offset, complete)
+
+    # ------------------------------------------------------------------ people and clients
+
+    def submit(self, op: Op, commands: list[bytes]) -> int:
+        """A client hands commands to this member; returns the first number."""
+        first = self.number
+        self.number += len(commands)
+        for number in range(first, self.number):
+            self.outstanding[number] = op
+        self.give(ev.Submit(first, commands))
+        return first
+
+    def barrier(self, op: Op) -> int:
+        token = self.number
+        self.number += 1
+        self.reads[token] = op
+        self.give(ev.ReadBarrier(token))
+        return token
+
+    def change(self, changes: tuple[raft.ConfigChange, ...], *, auto_leave: bool = True) -> int:
+        token = self.number
+        self.number += 1
+        self.tokens[token] = "change"
+        self.give(raft.ConfigChangeRequested(token, changes, auto_leave))
+        return token
+
+    def transfer(self, target: NodeId) -> int:
+        token = self.number
+        self.number += 1
+        self.tokens[token] = "transfer"
+        self.give(raft.TransferRequested(token, target))
+        return token
+
+

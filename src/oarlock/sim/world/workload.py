@@ -1,0 +1,212 @@
+"""Clients of the simulated group: commands of every kind through any member, linearizable reads, sessions and retries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from oarlock.errors import Outcome, RaftError
+from oarlock.machines.kv import commands as kv
+from oarlock.node.replica.sessions import in_session, open_session
+from oarlock.raft.types import Index
+from oarlock.sim.world.model import Plain
+
+if TYPE_CHECKING:
+    from oarlock.sim.world.process import Process
+    from oarlock.sim.world.world import World
+
+BATCH_MAX: Final = 4
+BIG_BYTES: Final = 600
+
+
+class Op:
+    """One request of one client, at one member: some commands, or a read."""
+
+    __slots__ = ("asked_at", "client", "floor", "left", "request")
+
+    def __init__(self, client: Client, floor: Index, left: int, request: kv.Range | None = None) -> None:
+        self.client = client
+        self.floor = floor  # what answers had rested on before it began
+        self.asked_at = client.world.oracle.commit_max
+        self.left = left
+        self.request = request
+
+    def answered(self, process: Process, number: int, result: Plain) -> None:
+        self.left -= 1
+        self.client.learned(result)
+        if not self.left:
+            self.client.done(self)
+
+    def failed(self, process: Process, number: int, error: RaftError) -> None:
+        self.left -= 1
+        if not self.left:
+            self.client.failed(self, error.outcome)
+
+    def lost(self, process: Process) -> None:
+        """The member it was asked of died."""
+        if self.left:
+            self.left = 0
+            self.client.failed(self, Outcome.UNKNOWN)
+
+    def read(self, process: Process) -> None:
+        assert self.request is not None
+        self.left = 0
+        machine = process.machine
+        if machine is None:
+            raise AssertionError("a witness answered a read")
+        result = machine.range(self.request)
+        world = process.world
+        world.oracle.read(
+            process.id, self.floor, max(self.asked_at, self.floor), machine.applied_index, self.request, result
+        )
+        self.client.done(self)
+
+
+class Client:
+    """Asks, waits for the answer (or does not), thinks, asks again."""
+
+    def __init__(self, world: World, name: int) -> None:
+        self.world = world
+        self.name = name
+        self._draw = world.choices.stream(f"client/{name}")
+        self._home = 0
+        self._session = 0
+        self._nonce = 0
+        self._sequence = 0
+        self._retry: bytes = b""  # a command of the session that has no answer yet
+        self._waiting: Op | None = None
+        self._values = 0
+        self.stopped = False
+        self._think()
+
+    def _think(self) -> None:
+        world = self.world
+        pause = world.swarm.think * (1 + self._draw.draw(64)) // 32
+        world.later(max(1, pause), self._next)
+
+    def _next(self) -> None:
+        if self.stopped:
+            return
+        draw = self._draw
+        if self._waiting is not None and not ("abandon" in self.world.swarm.classes and draw.draw(4) == 3):
+            self._think()
+            return
+        self._waiting = None
+        kind = draw.draw(32)
+        if kind:  # 0: nothing this time
+            process = self._choose(draw.draw(8))
+            if process is not None:
+                self._ask(process, kind)
+        self._think()
+
+    def _choose(self, roll: int) -> Process | None:
+        """Mostly the member it knows, now and then another one."""
+        up = [p for p in self.world.up() if not p.witness]
+        if not up:
+            return None
+        if roll >= 6 or not any(p.id == self._home for p in up):
+            self._home = up[self._draw.draw(len(up))].id
+        return next(p for p in up if p.id == self._home)
+
+    def _ask(self, process: Process, kind: int) -> None:
+        world = self.world
+        floor = world.oracle.acknowledged
+        if kind >= 24:
+            request = self._range()
+            op = Op(self, floor, 1, request)
+            self._waiting = op
+            process.barrier(op)
+        elif kind >= 20 and "retry" in world.swarm.classes:
+            self._in_session(process, floor)
+        else:
+            count = 1 + (self._draw.draw(BATCH_MAX) if kind >= 16 else 0)
+            op = Op(self, floor, count)
+            self._waiting = op
+            process.submit(op, [self._command() for _ in range(count)])
+
+    def _in_session(self, process: Process, floor: Index) -> None:
+        if not self._session:
+            if not self._nonce:
+                self._nonce = 1 + self._draw.draw(2**40)
+            command = open_session(self._nonce)
+        else:
+            if not self._retry:
+                self._sequence += 1
+                self._retry = in_session(self._session, self._sequence, self._sequence, self._command())
+            command = self._retry
+        op = Op(self, floor, 1)
+        self._waiting = op
+        process.submit(op, [command])
+        if self._draw.draw(4) == 3:  # the same, at another member at the same time
+            others = [p for p in self.world.up() if p is not process and not p.witness]
+            if others:
+                others[self._draw.draw(len(others))].submit(Op(self, floor, 1), [command])
+
+    def learned(self, result: Plain) -> None:
+        if isinstance(result, tuple) and result[0] == "session":
+            self._session = result[1]
+
+    def done(self, op: Op) -> None:
+        if op is self._waiting:
+            self._waiting = None
+            self._retry = b""
+
+    def failed(self, op: Op, outcome: Outcome) -> None:
+        if op is self._waiting:
+            self._waiting = None  # a command of a session stays in `_retry` and comes again
+
+    # ------------------------------------------------------------------ commands
+
+    def _key(self) -> bytes:
+        return b"k%02d" % self._draw.draw(self.world.swarm.keys)
+
+    def _value(self) -> bytes:
+        self._values += 1
+        value = b"%d.%d" % (self.name, self._values)
+        if "big" in self.world.swarm.classes and self._draw.draw(4) == 3:
+            value = value.ljust(BIG_BYTES, b".")
+        return value
+
+    def _range(self) -> kv.Range:
+        roll = self._draw.draw(8)
+        if roll < 4:
+            return kv.Range(self._key())
+        if roll < 6:
+            return kv.Range(self._key(), b"k99", limit=self._draw.draw(4))
+        return kv.Range(b"k", b"\0", count_only=roll == 6, keys_only=roll == 7)
+
+    def _op(self) -> kv.Put | kv.DeleteRange | kv.Range:
+        roll = self._draw.draw(8)
+        if roll < 5:
+            return kv.Put(self._key(), self._value(), prev_kv=roll == 4)
+        if roll == 5:
+            return kv.DeleteRange(self._key(), prev_kv=True)
+        if roll == 6:
+            return kv.DeleteRange(self._key(), b"k99")
+        return self._range()
+
+    def _command(self) -> bytes:
+        roll = self._draw.draw(16)
+        if roll < 10:
+            return kv.encode(self._op())
+        if roll < 14:
+            return kv.encode(self._txn(0))
+        revision = self.world.oracle.model.revision
+        if roll == 14:
+            at = max(1, revision - self._draw.draw(8))
+            return kv.encode(kv.Range(self._key(), b"k99", revision=at))
+        return kv.encode(kv.Compact(max(0, revision + 1 - self._draw.draw(12))))
+
+    def _txn(self, depth: int) -> kv.Txn:
+        draw = self._draw
+        key = self._key()
+        operand: int | bytes = draw.draw(4)
+        target = draw.draw(4)
+        if target == kv.CompareTarget.VALUE:
+            operand = b"%d.%d" % (self.name, max(0, self._values - draw.draw(3)))
+        compare = [kv.Compare(target, draw.draw(4), key, operand)]
+        success: list[kv.Put | kv.DeleteRange | kv.Range | kv.Txn] = [kv.Put(key, self._value(), prev_kv=True)]
+        success += [self._op() for _ in range(draw.draw(3))]
+        failure: list[kv.Put | kv.DeleteRange | kv.Range | kv.Txn] = [kv.Range(key)]
+        if depth < 2 and draw.draw(4) == 3:
+            failure.append(self._txn(depth + 1))
+        return kv.Txn(compare, success, failure)
