@@ -1,4 +1,5 @@
-"""The Raft dissertation: chapters 3 and 4, and sections 5, 6.2 to 6.4, 9.6 and 10.2.1, where they go beyond the paper."""
+"""The Raft dissertation: chapters 3 and 4, and sections 5, 6.2 to 6.4, 9.6 and 10.2.1, where they go beyond the
+paper."""
 
 from __future__ import annotations
 
@@ -115,7 +116,8 @@ def test_4_1_one_change_at_a_time() -> None:
 
 
 def test_4_1_no_change_before_an_entry_of_the_term_is_committed() -> None:
-    """4.1 as corrected in 2015: else an uncommitted change of an earlier leader and a new one have disjoint majorities."""
+    """4.1 as corrected in 2015: else an uncommitted change of an earlier leader and a new one have disjoint
+    majorities."""
     bench = Bench(1, voters=(1, 2, 3, 4))
     bench.lead()
     bench.do(ev.ConfigChangeRequested(1, (change(ev.ChangeKind.REMOVE, 4),)))
@@ -136,7 +138,9 @@ def test_4_1_a_truncated_configuration_is_no_longer_in_force() -> None:
 def test_4_2_1_a_learner_has_no_vote_and_counts_for_nothing() -> None:
     """4.2.1: a new server joins without a vote while it catches up."""
     configuration = Configuration.of(
-        *(MemberInfo(id=i) for i in (1, 2, 3)), MemberInfo(id=4, role=MemberRole.LEARNER), MemberInfo(id=5, role=MemberRole.LEARNER)
+        *(MemberInfo(id=i) for i in (1, 2, 3)),
+        MemberInfo(id=4, role=MemberRole.LEARNER),
+        MemberInfo(id=5, role=MemberRole.LEARNER),
     )
     bench = Bench(1, configuration=configuration)
     assert {to for to, _ in bench.pass_time()} == {2, 3}
@@ -170,7 +174,8 @@ def test_4_2_1_promotion_waits_until_the_learner_has_caught_up() -> None:
 
 
 def test_4_2_2_a_leader_that_removes_itself_leads_until_that_is_committed() -> None:
-    """4.2.2: it replicates the configuration that it is no part of, does not count itself, and steps down at the commit."""
+    """4.2.2: it replicates the configuration that it is no part of, does not count itself, and steps down at the
+    commit."""
     bench = led()
     bench.do(ev.ConfigChangeRequested(1, (change(ev.ChangeKind.REMOVE, 1),)))
     bench.acknowledge(2, 2)
@@ -268,7 +273,8 @@ def test_6_2_a_leader_without_a_majority_steps_down_within_an_election_timeout()
 
 
 def test_6_4_one_round_for_all_reads_that_wait() -> None:
-    """6.4: the read index is the commit index when the round begins; the round proves that the leader still led then."""
+    """6.4: the read index is the commit index when the round begins; the round proves that the leader still led
+    then."""
     bench = led()
     bench.do(ev.ReadRequested(1), ev.ReadRequested(2), ev.ReadRequested(3))
     assert isinstance(bench.raft.role, Leader)

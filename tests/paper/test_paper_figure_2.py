@@ -46,7 +46,8 @@ def test_term_vote_and_log_come_back_after_a_restart() -> None:
 
 
 def test_a_new_leader_starts_after_its_own_log_and_knows_of_no_match() -> None:
-    """Volatile state on leaders: next index begins behind the last entry, match index at 0; set anew at every election."""
+    """Volatile state on leaders: next index begins behind the last entry, match index at 0; set anew at every
+    election."""
     bench = Bench(1, terms=[1, 1, 1])
     bench.lead()
     assert isinstance(bench.raft.role, Leader)
@@ -106,7 +107,8 @@ def test_append_entries_1_lower_term_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("previous", "success"), [((0, 0), True), ((1, 1), True), ((2, 2), True), ((1, 2), False), ((2, 3), False), ((3, 9), False)]
+    ("previous", "success"),
+    [((0, 0), True), ((1, 1), True), ((2, 2), True), ((1, 2), False), ((2, 3), False), ((3, 9), False)],
 )
 def test_append_entries_2_the_previous_entry_must_match(previous: tuple[int, int], success: bool) -> None:
     """AppendEntries 2: refuse unless the log holds an entry with the previous index and term."""
@@ -142,7 +144,14 @@ def test_append_entries_3_and_4_cut_at_a_conflict_only_then_append(
 
 @pytest.mark.parametrize(
     ("leader_commit", "previous", "sent", "commit"),
-    [(0, (1, 3), [], 0), (2, (1, 3), [], 2), (9, (1, 3), [], 3), (9, (1, 1), [1], 2), (9, (1, 1), [], 1), (9, (1, 3), [2], 4)],
+    [
+        (0, (1, 3), [], 0),
+        (2, (1, 3), [], 2),
+        (9, (1, 3), [], 3),
+        (9, (1, 1), [1], 2),
+        (9, (1, 1), [], 1),
+        (9, (1, 3), [2], 4),
+    ],
 )
 def test_append_entries_5_commit_no_further_than_what_this_message_verified(
     leader_commit: int, previous: tuple[int, int], sent: list[int], commit: int
@@ -312,7 +321,8 @@ def test_leaders_3_a_refusal_moves_next_back_and_tries_again() -> None:
 def test_leaders_4_commit_what_a_majority_holds_in_the_own_term(
     terms: list[int], acknowledged: dict[int, int], commit: int
 ) -> None:
-    """Leaders: commit N if a majority's match index reached it and the entry at N is of the current term. (5.3, 5.4.2)"""
+    """Leaders: commit N if a majority's match index reached it and the entry at N is of the current term. (5.3,
+    5.4.2)"""
     bench = Bench(1, terms=terms)
     bench.lead()
     for peer, index in acknowledged.items():

@@ -157,7 +157,8 @@ def test_5_4_2_figure_8_an_old_entry_on_a_majority_is_not_committed() -> None:
 
 
 def test_5_4_2_figure_8_such_an_entry_may_still_be_overwritten() -> None:
-    """5.4.2, Figure 8 (d): a member with a higher last term wins over those that hold the old entry, and replaces it."""
+    """5.4.2, Figure 8 (d): a member with a higher last term wins over those that hold the old entry, and replaces
+    it."""
     holders = [Bench(node, terms=[1, 2], term=4, voters=(1, 2, 3, 4, 5)) for node in (2, 3)]
     for holder in holders:
         assert holder.reply(5, ms.RequestVote(term=5, last_log_index=2, last_log_term=3)).granted  # type: ignore[union-attr]
@@ -223,7 +224,9 @@ def test_5_6_a_leader_lives_on_heartbeats_far_below_the_timeout() -> None:
 def test_6_joint_consensus_needs_both_majorities_to_commit_and_to_elect() -> None:
     """6: while joint, agreement needs separate majorities of the old and of the new members."""
     joint = Configuration(
-        members=Configuration.of_voters(1, 2, 3, 4, 5).members, voters=frozenset({1, 4, 5}), outgoing=frozenset({1, 2, 3})
+        members=Configuration.of_voters(1, 2, 3, 4, 5).members,
+        voters=frozenset({1, 4, 5}),
+        outgoing=frozenset({1, 2, 3}),
     )
     bench = Bench(1, configuration=joint)
     bench.pass_time()
@@ -303,7 +306,8 @@ def test_7_install_snapshot_6_the_suffix_stays_also_when_it_came_during_the_tran
 
 
 def test_7_install_snapshot_7_and_8_otherwise_log_and_state_are_replaced() -> None:
-    """7, Figure 13 rules 7 and 8: the log goes, the machine takes the snapshot's state, its configuration is in force."""
+    """7, Figure 13 rules 7 and 8: the log goes, the machine takes the snapshot's state, its configuration is in
+    force."""
     bench = Bench(1, terms=[1, 1, 1])
     members = Configuration.of_voters(1, 2, 3, 4)
     meta = SnapshotMeta(index=9, term=2, configuration=members, size=3, digest=b"d" * 32)

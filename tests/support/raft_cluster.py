@@ -1,7 +1,8 @@
-"""A group under a seeded random walk of messages, timers, faults and requests, with every invariant checked after each step.
+"""A group under a seeded random walk of messages, timers, faults and requests, with every invariant checked after
+each step.
 
-    PYTHONPATH=src python tests/support/raft_cluster.py --seed 17            replay one seed, printing its last steps
-    PYTHONPATH=src python tests/support/raft_cluster.py --seeds 0:5000       many seeds; the first failure is printed
+PYTHONPATH=src python tests/support/raft_cluster.py --seed 17            replay one seed, printing its last steps
+PYTHONPATH=src python tests/support/raft_cluster.py --seeds 0:5000       many seeds; the first failure is printed
 """
 
 from __future__ import annotations
@@ -252,7 +253,8 @@ class Walk(Cluster):
         self.fifo = on(0.3)
 
     def run(self, events: int = EVENTS_DEFAULT) -> None:
-        """Walk, then heal and converge. A failure is raised with the seed, the last steps and the command that replays it."""
+        """Walk, then heal and converge. A failure is raised with the seed, the last steps and the command that
+        replays it."""
         try:
             for number, action in enumerate(self.rng.choices(self.actions, self.weights, k=events)):
                 said = action()
@@ -261,7 +263,8 @@ class Walk(Cluster):
             self.trace.append("converge")
             self.converge()
         except Exception as error:
-            note = f"seed {self.seed}: PYTHONPATH=src python tests/support/raft_cluster.py --seed {self.seed} --events {events}"
+            command = f"PYTHONPATH=src python tests/support/raft_cluster.py --seed {self.seed} --events {events}"
+            note = f"seed {self.seed}: {command}"
             error.add_note("\n".join([note, "last steps:", *self.trace, self.picture()]))
             raise
 
@@ -337,10 +340,8 @@ class Walk(Cluster):
         if timer is not None and self.rng.random() < 0.5:
             delta = min(timer[0], TIMEOUT)
         self.stage.advance(delta)
-        fired = []
-        for node in self.up():
-            if self.rng.random() < 0.9 and self.stage.actors[node].up and self.fire(node):
-                fired.append(node)
+        awake = [node for node in self.up() if self.rng.random() < 0.9]
+        fired = [node for node in awake if self.stage.actors[node].up and self.fire(node)]
         return f"time {delta / MILLISECOND:.1f}ms fired {fired}"
 
     def do_elect(self) -> str:
@@ -454,7 +455,14 @@ class Walk(Cluster):
             else:
                 target = self._pick(known)
             if target:
-                steps.append(ev.ConfigChange(kind, MemberInfo(id=target, priority=self.rng.choice([1, 1, 3]), promote_when_ready=self.rng.random() < 0.3)))
+                steps.append(
+                    ev.ConfigChange(
+                        kind,
+                        MemberInfo(
+                            id=target, priority=self.rng.choice([1, 1, 3]), promote_when_ready=self.rng.random() < 0.3
+                        ),
+                    )
+                )
         if self.rng.random() < 0.1:
             steps = []
         self.change(node, tuple(steps), auto_leave=self.rng.random() < 0.8)

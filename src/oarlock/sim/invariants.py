@@ -97,7 +97,9 @@ class Invariants:
         raft = actor.core
         ledger = actor.mirror
         if raft.current_term < ledger.hard_state.term:
-            raise Violation("MONO", f"member {actor.id} started in term {raft.current_term}, its disk says {ledger.hard_state.term}")
+            raise Violation(
+                "MONO", f"member {actor.id} started in term {raft.current_term}, its disk says {ledger.hard_state.term}"
+            )
         self._look(actor, shadow, [ledger.configuration])
 
     def before_handle(self, actor: Actor, events: tuple[ev.Event, ...]) -> None:
@@ -116,8 +118,10 @@ class Invariants:
         if shadow.led and raft.is_leader and raft.current_term == shadow.term and (cut or persist.reset_log):
             raise Violation("LAO", f"leader {actor.id} of term {shadow.term} cut {[str(e) for e in cut]} from its log")
         for entry in cut:
-            if entry.index <= self.commit_max and self.committed[entry.index] == entry.term and (
-                persist.snapshot is None or persist.snapshot.index < entry.index
+            if (
+                entry.index <= self.commit_max
+                and self.committed[entry.index] == entry.term
+                and (persist.snapshot is None or persist.snapshot.index < entry.index)
             ):
                 raise Violation("DUR", f"member {actor.id} cut the committed entry {entry}")
         if persist.snapshot is not None:
@@ -133,7 +137,9 @@ class Invariants:
                 raise Violation("LM", f"member {actor.id} appended {entry} after an entry of term {previous}")
             if self.predecessors.setdefault((entry.term, entry.index), previous) != previous:
                 known = self.predecessors[entry.term, entry.index]
-                raise Violation("LM", f"{entry} follows term {previous} at member {actor.id} and term {known} elsewhere")
+                raise Violation(
+                    "LM", f"{entry} follows term {previous} at member {actor.id} and term {known} elsewhere"
+                )
             if entry.kind != EntryKind.STRIPPED:
                 content = (int(entry.kind), entry.payload)
                 if self.payloads.setdefault((entry.term, entry.index), content) != content:
@@ -143,7 +149,9 @@ class Invariants:
 
     def _check_snapshot(self, actor: Actor, snapshot: SnapshotMeta) -> None:
         if snapshot.index > self.commit_max:
-            raise Violation("SNAP", f"member {actor.id} holds a snapshot at {snapshot.index}; only {self.commit_max} is committed")
+            raise Violation(
+                "SNAP", f"member {actor.id} holds a snapshot at {snapshot.index}; only {self.commit_max} is committed"
+            )
         if self.committed[snapshot.index] != snapshot.term:
             raise Violation(
                 "SNAP",
@@ -154,11 +162,16 @@ class Invariants:
             kind, payload = self.payloads.get((self.committed[index], index), (EntryKind.STRIPPED, b""))
             if kind == EntryKind.CONFIG:
                 if decode_configuration(payload) != snapshot.configuration:
-                    raise Violation("CFG", f"the snapshot at {snapshot.index} of member {actor.id} has another configuration than entry {index}")
+                    raise Violation(
+                        "CFG",
+                        f"snapshot {snapshot.index} of member {actor.id} lacks the configuration of entry {index}",
+                    )
                 return
         bootstrap = [a.initial for a in self.actors.values() if a.initial.members]
         if bootstrap and snapshot.configuration != bootstrap[0]:
-            raise Violation("CFG", f"the snapshot at {snapshot.index} of member {actor.id} lost the initial configuration")
+            raise Violation(
+                "CFG", f"the snapshot at {snapshot.index} of member {actor.id} lost the initial configuration"
+            )
 
     def _check_configuration(self, actor: Actor, entry: Entry) -> None:
         new = decode_configuration(entry.payload)
@@ -180,9 +193,13 @@ class Invariants:
         if actor.core.is_leader and entry.term == actor.core.current_term:
             for at, _ in actor.mirror.configurations:
                 if max(self.commit_max, actor.core.commit_index) < at < entry.index:
-                    raise Violation("CFG", f"leader {actor.id} appended {entry} while the configuration at {at} is not committed")
+                    raise Violation(
+                        "CFG", f"leader {actor.id} appended {entry} while the configuration at {at} is not committed"
+                    )
             if ledger_term(actor) != entry.term:
-                raise Violation("CFG", f"leader {actor.id} appended {entry} before it committed an entry of its own term")
+                raise Violation(
+                    "CFG", f"leader {actor.id} appended {entry} before it committed an entry of its own term"
+                )
 
     def sent(self, actor: Actor, to: NodeId, message: Message) -> None:
         durable = actor.disk.durable
@@ -194,17 +211,25 @@ class Invariants:
                     durable.term(message.last_log_index) == message.last_log_term
                 ):
                     # Allowed only while the candidate's own vote waits for the same fsync; see `invariants.md`, VOTE.
-                    raise Violation("VOTE", f"candidate {actor.id} boasts of {message.last_log_term}.{message.last_log_index}, which is not durable")
+                    raise Violation(
+                        "VOTE",
+                        f"candidate {actor.id} boasts of {message.last_log_term}.{message.last_log_index}, not durable",
+                    )
             case RequestVoteReply(term=term, granted=True, pre_vote=False):
                 self._vote(actor, term, to)
                 self._check_durable_vote(actor, durable, term, to, message)
             case AppendEntriesReply(term=term, success=True, index=index):
                 if durable.hard_state.term < term:
-                    raise Violation("ACK", f"member {actor.id} acknowledged in term {term}, its disk says {durable.hard_state.term}")
-                # An acknowledgement that shared its fsync with a later term's cut may name an entry that is gone again: its
+                    raise Violation(
+                        "ACK", f"member {actor.id} acknowledged in term {term}, its disk says {durable.hard_state.term}"
+                    )
+                # An acknowledgement that shared its fsync with a later term's cut may name an entry that is gone
+                # again: its
                 # leader is deposed, and the quorum that deposed it did not hold the entry.
                 if durable.hard_state.term == term and durable.last_index < index:
-                    raise Violation("ACK", f"member {actor.id} acknowledged index {index}; only {durable.last_index} is durable")
+                    raise Violation(
+                        "ACK", f"member {actor.id} acknowledged index {index}; only {durable.last_index} is durable"
+                    )
             case AppendEntries(entries=entries, prev_log_index=prev):
                 for offset, entry in enumerate(entries):
                     if entry.index != prev + 1 + offset:
@@ -221,14 +246,18 @@ class Invariants:
     def _check_durable_vote(actor: Actor, durable: Ledger, term: Term, candidate: NodeId, message: Message) -> None:
         state = durable.hard_state
         if state.term < term or (state.term == term and state.vote != candidate):
-            raise Violation("VOTE", f"member {actor.id} sent {message}; its disk says term {state.term}, vote {state.vote}")
+            raise Violation(
+                "VOTE", f"member {actor.id} sent {message}; its disk says term {state.term}, vote {state.vote}"
+            )
 
     def answered(self, actor: Actor, answer: Answer) -> None:
         if isinstance(answer, ev.ReadReady):
             self.reads_ready += 1
             asked = self.reads.pop((actor.incarnation, answer.token), None)
             if asked is not None and answer.index < asked and self.check_reads:
-                raise Violation("READ", f"member {actor.id} reads at {answer.index}; {asked} was committed when the read began")
+                raise Violation(
+                    "READ", f"member {actor.id} reads at {answer.index}; {asked} was committed when the read began"
+                )
         elif isinstance(answer, ev.ReadFailed):
             self.reads.pop((actor.incarnation, answer.token), None)
 
@@ -263,11 +292,15 @@ class Invariants:
         if commit < shadow.commit:
             raise Violation("MONO", f"the commit index of member {actor.id} went back from {shadow.commit} to {commit}")
         if applied < shadow.applied:
-            raise Violation("MONO", f"the applied index of member {actor.id} went back from {shadow.applied} to {applied}")
+            raise Violation(
+                "MONO", f"the applied index of member {actor.id} went back from {shadow.applied} to {applied}"
+            )
         if not applied <= commit <= ledger.last_index:
             raise Violation("ORD", f"member {actor.id}: applied {applied}, commit {commit}, last {ledger.last_index}")
         if ledger.hard_state.term != term:
-            raise Violation("MONO", f"member {actor.id} is in term {term} and ordered {ledger.hard_state.term} to be durable")
+            raise Violation(
+                "MONO", f"member {actor.id} is in term {term} and ordered {ledger.hard_state.term} to be durable"
+            )
         if (raft.log.last_index, raft.log.last_term) != (ledger.last_index, ledger.last_term):
             raise Violation(
                 "WAL",
@@ -292,30 +325,41 @@ class Invariants:
         top = self.commit_max
         if not ledger.covers(top, self.committed[top]):
             raise Violation(
-                "LC", f"leader {actor.id} of term {actor.core.current_term} lacks the committed entry {self.committed[top]}.{top}"
+                "LC",
+                f"leader {actor.id} of term {actor.core.current_term} lacks committed {self.committed[top]}.{top}",
             )
         if ledger.snapshot.index > top:
-            raise Violation("SNAP", f"leader {actor.id} has a snapshot at {ledger.snapshot.index} above all that is committed")
+            raise Violation(
+                "SNAP", f"leader {actor.id} has a snapshot at {ledger.snapshot.index} above all that is committed"
+            )
 
     def _check_commit(self, actor: Actor, low: Index, high: Index, in_force: list[Configuration]) -> None:
         ledger = actor.mirror
         for index in range(low + 1, min(high, self.commit_max) + 1):
             term = ledger.term(index)
             if term is not None and term != self.committed[index]:
-                raise Violation("SMS", f"member {actor.id} committed {term}.{index}; {self.committed[index]}.{index} was committed before")
+                raise Violation(
+                    "SMS",
+                    f"member {actor.id} committed {term}.{index}; {self.committed[index]}.{index} was committed before",
+                )
         if high <= self.commit_max:
             return
         term = ledger.term(high)
         assert term is not None
         holders = {
-            a.id for a in self.actors.values() if a.disk.durable.covers(high, term) and a.disk.durable.last_index >= high
+            a.id
+            for a in self.actors.values()
+            if a.disk.durable.covers(high, term) and a.disk.durable.last_index >= high
         }
         if not any(quorum_holds(configuration, holders) for configuration in in_force if configuration.voters):
             raise Violation(
-                "COQ", f"member {actor.id} committed {term}.{high}; it is durable only on {sorted(holders)}, which is no quorum"
+                "COQ",
+                f"member {actor.id} committed {term}.{high}; durable only on {sorted(holders)}, no quorum",
             )
         if actor.core.is_leader and term != actor.core.current_term:
-            raise Violation("COQ", f"leader {actor.id} of term {actor.core.current_term} committed {term}.{high} by counting")
+            raise Violation(
+                "COQ", f"leader {actor.id} of term {actor.core.current_term} committed {term}.{high} by counting"
+            )
         for index in range(self.commit_max + 1, high + 1):
             known = ledger.term(index)
             assert known is not None

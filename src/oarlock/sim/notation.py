@@ -102,7 +102,9 @@ def message_text(message: ms.Message) -> str:
                 f"{message.offset}-{message.offset + len(message.data)} of {meta.size}"
             )
         case ms.InstallSnapshotReply():
-            return f"{head} index {message.snapshot_index} " + ("installed" if message.installed else f"next {message.next_offset}")
+            return f"{head} index {message.snapshot_index} " + (
+                "installed" if message.installed else f"next {message.next_offset}"
+            )
         case ms.TimeoutNow():
             return head
         case ms.TransferLeadership():

@@ -1,6 +1,7 @@
-"""The scenario language: a golden file says what happens to a group, line by line, and what the group did is recorded.
+"""The scenario language: a golden file says what happens to a group, and what the group did is recorded below.
 
-A line that begins with `>` acts: commands, separated by `;`. Indented lines below it are recorded; `bless` rewrites them.
+A line that begins with `>` acts: commands, separated by `;`. Indented lines below it are recorded; `bless` rewrites
+them.
 Everything else (comments, blank lines) stays as it is. `docs/reference/scenarios.md` lists the commands.
 
     # A leader cut off from its majority cannot commit. Raft 5.3
@@ -14,18 +15,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from oarlock.raft import events as ev
 from oarlock.raft import messages as ms
 from oarlock.raft.roles import Follower
-from oarlock.raft.types import Configuration, Index, MemberInfo, MemberRole, NodeId
+from oarlock.raft.types import Configuration, MemberInfo, MemberRole, NodeId
 from oarlock.sim import notation
 from oarlock.sim.invariants import Invariants, Violation
 from oarlock.sim.stage import MILLISECOND, Actor, FixedRandom, Packet, Stage
 
 CAMPAIGN_TRIES_MAX = 64  # timers that may fire before the one of the election
-MESSAGE_TYPES = {t.__name__: t for t in ms.Message.__args__}  # type: ignore[attr-defined]
+MESSAGE_TYPES: dict[str, type[object]] = {t.__name__: t for t in get_args(ms.Message)}
 _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 _DURATION = re.compile(r"^(\d+)(ms|s)$")
 
@@ -131,12 +132,11 @@ class Player:
         self.notes.clear()
         self.show_state, self.show_messages = False, True
         for words in commands:
-            method: Callable[[list[Word]], None] | None = _COMMANDS.get(words[0].text, None) and getattr(
-                self, _COMMANDS[words[0].text]
-            )
-            if method is None:
-                known = ", ".join(sorted(_COMMANDS))
-                raise ScenarioError(name, number, words[0].column, f"unknown command {words[0].text!r}; known are {known}")
+            attribute = _COMMANDS.get(words[0].text)
+            if attribute is None:
+                what = f"unknown command {words[0].text!r}; known are {', '.join(sorted(_COMMANDS))}"
+                raise ScenarioError(name, number, words[0].column, what)
+            method: Callable[[list[Word]], None] = getattr(self, attribute)
             if self.stage is None and words[0].text != "group":
                 raise ScenarioError(name, number, words[0].column, "the first command of a scenario is `group`")
             try:
@@ -166,7 +166,9 @@ class Player:
         texts: dict[str, list[NodeId]] = {}
         logs = {n: notation.ledger_text(a.mirror if a.up else a.disk.durable) for n, a in stage.actors.items()}
         width = max(len(t) for t in logs.values())
-        configurations = {a.mirror.configuration for a in stage.actors.values() if a.up and a.mirror.configuration.members}
+        configurations = {
+            a.mirror.configuration for a in stage.actors.values() if a.up and a.mirror.configuration.members
+        }
         odd = len(configurations) > 1
         for node in sorted(stage.actors):
             actor = stage.actors[node]
@@ -208,7 +210,11 @@ class Player:
         keep = not is_cut and any(hold.matches(packet) for hold in self.holds)
         note = "cut" if is_cut else "held" if keep else ""
         last = self.sent[-1] if self.sent else None
-        if last is not None and (last.sender, last.text, last.note) == (packet.sender, text, note) and packet.to not in last.to:
+        if (
+            last is not None
+            and (last.sender, last.text, last.note) == (packet.sender, text, note)
+            and packet.to not in last.to
+        ):
             last.to.append(packet.to)
         else:
             self.sent.append(_Sent(packet.sender, text, note, [packet.to]))
@@ -331,13 +337,16 @@ class Player:
                     continue
                 options[key.replace("-", "_")] = self._value(at, key, value)
             else:
-                self._fail(at, f"{word.text!r} is neither a member (3, learner:4, witness:5, 2@7 for a priority) nor an option (key=value)")
+                what = "is neither a member (3, learner:4, witness:5, 2@7 for a priority) nor an option (key=value)"
+                self._fail(at, f"{word.text!r} {what}")
         if not infos or len({i.id for i in infos}) != len(infos):
             self._fail(0, "a group has at least one member, and each once")
         configuration = Configuration.of(*infos)
         self.printed = configuration
         try:
-            self.stage = Stage(configuration, rng=self._rng, options=options, chunk_bytes=chunk, incarnations=incarnations, start=False)
+            self.stage = Stage(
+                configuration, rng=self._rng, options=options, chunk_bytes=chunk, incarnations=incarnations, start=False
+            )
             self.invariants = Invariants(self.stage.actors)
             self.stage.observer = self.invariants
             for node in configuration.ids:
@@ -501,7 +510,11 @@ class Player:
         node = self._up(words, 1)
         steps: list[ev.ConfigChange] = []
         auto_leave, promote = True, False
-        kinds = {"": ev.ChangeKind.ADD_VOTER, "learner": ev.ChangeKind.ADD_LEARNER, "witness": ev.ChangeKind.ADD_WITNESS}
+        kinds = {
+            "": ev.ChangeKind.ADD_VOTER,
+            "learner": ev.ChangeKind.ADD_LEARNER,
+            "witness": ev.ChangeKind.ADD_WITNESS,
+        }
         for at, word in enumerate(words[2:], 2):
             if word.text == "stay":
                 auto_leave = False
@@ -521,7 +534,8 @@ class Player:
                 info = MemberInfo(id=actor.id, incarnation=actor.incarnation)
                 steps.append(ev.ConfigChange(ev.ChangeKind.UPDATE, info, set_priority=False, set_context=False))
             else:
-                self._fail(at, f"{word.text!r} is not a step: +4, +learner:4, +witness:4, -4, 4@0, 4=new-disk, stay, promote")
+                steps_known = "+4, +learner:4, +witness:4, -4, 4@0, 4=new-disk, stay, promote"
+                self._fail(at, f"{word.text!r} is not a step: {steps_known}")
         if promote:
             steps = [replace(step, member=replace(step.member, promote_when_ready=True)) for step in steps]
         request = ev.ConfigChangeRequested(self._token(""), tuple(steps), auto_leave=auto_leave)
@@ -685,7 +699,9 @@ class Player:
 
     def release(self, words: list[Word]) -> None:
         """Let go of held messages: all, or those of one selector. `newest first` turns their order around."""
-        selector, at = self._selector(words, 1) if len(words) > 1 and "->" in words[1].text else (Selector(0, 0, None), 1)
+        selector, at = (
+            self._selector(words, 1) if len(words) > 1 and "->" in words[1].text else (Selector(0, 0, None), 1)
+        )
         backwards = [w.text for w in words[at:]] == ["newest", "first"]
         self._end(words, at + 2 * backwards)
         self.holds = [] if selector == Selector(0, 0, None) else [h for h in self.holds if h != selector]
@@ -698,8 +714,10 @@ _COMMANDS = {
     name.rstrip("_").replace("_", "-"): name
     for name in (
         "group", "join", "timeout", "wait", "tick", "campaign", "elect", "settle", "state", "messages", "run",
-        "propose", "burst", "read", "transfer", "change", "cut_", "heal", "crash", "power_loss", "restart", "wipe", "notice",
-        "disk", "persist", "apply", "snapshot", "mark", "deliver", "drop", "duplicate", "copy", "replay", "hold", "release",
+        "propose", "burst", "read", "transfer", "change", "cut_", "heal", "crash", "power_loss", "restart", "wipe",
+        "notice",
+        "disk", "persist", "apply", "snapshot", "mark", "deliver", "drop", "duplicate", "copy", "replay", "hold",
+        "release",
     )
 }  # fmt: skip
 COMMANDS = tuple(sorted(_COMMANDS))
@@ -708,7 +726,8 @@ COMMANDS = tuple(sorted(_COMMANDS))
 def play(text: str, name: str = "scenario") -> str:
     """Carry out a scenario and return it with its recorded lines as they came out.
 
-    Raises `ScenarioError` (with line and column) for a scenario that cannot be read or carried out, and `Violation` when
+    Raises `ScenarioError` (with line and column) for a scenario that cannot be read or carried out, and `Violation`
+    when
     an invariant breaks.
     """
     player = Player()
@@ -726,6 +745,8 @@ def play(text: str, name: str = "scenario") -> str:
             if line[:1].isspace() and line.strip():
                 raise ScenarioError(name, number, 1, "an indented line belongs below a line with `>`")
             if line.strip() and not line.startswith("#"):
-                raise ScenarioError(name, number, 1, "a line begins with `>`, with `#`, or is a recorded one (four spaces)")
+                raise ScenarioError(
+                    name, number, 1, "a line begins with `>`, with `#`, or is a recorded one (four spaces)"
+                )
             lines.append(line.rstrip())
     return "\n".join(lines) + "\n"

@@ -1,6 +1,7 @@
 """A group of members in one thread: their clocks, disks, machines and the network between them are plain values here.
 
-`Stage` drives the production core (`raft.core.Raft`) through `handle` and performs its effects on models. Nothing happens
+`Stage` drives the production core (`raft.core.Raft`) through `handle` and performs its effects on models. Nothing
+happens
 by itself: whoever holds the stage (a scenario, a test, a random walk) decides what is delivered, synced, lost or late.
 
 The disk of a member is two ledgers: `mirror` is everything that the core has ordered to persist (its log in memory must
@@ -175,7 +176,9 @@ class State:
     def apply(self, entry: Entry) -> None:
         assert entry.index == self.index + 1, f"applied {entry} after index {self.index}"
         self.index, self.term = entry.index, entry.term
-        self.digest = hash((self.digest, entry.term, entry.index, int(entry.kind), zlib.crc32(entry.payload))) & (2**63 - 1)
+        self.digest = hash((self.digest, entry.term, entry.index, int(entry.kind), zlib.crc32(entry.payload))) & (
+            2**63 - 1
+        )
         if entry.kind == EntryKind.CONFIG:
             self.configuration = decode_configuration(entry.payload)
         elif entry.kind == EntryKind.STRIPPED:
@@ -378,7 +381,8 @@ class Stage:
         return actor.incarnation if self.incarnations else 0
 
     def connect(self, node: NodeId) -> None:
-        """Make the connections between `node` and everybody that it can reach: both sides learn the other's incarnation."""
+        """Make the connections between `node` and everybody that it can reach: both sides learn the other's
+        incarnation."""
         for other in sorted(self.actors):
             self.connect_pair(node, other)
 
@@ -389,7 +393,7 @@ class Stage:
         one.connected.add(b)
         two.connected.add(a)
         self.submit(a, ev.PeerConnected(b, self._disk_identity(two)))
-        if one.up and two.up:
+        if two.up:
             self.submit(b, ev.PeerConnected(a, self._disk_identity(one)))
 
     # -- one call of the core
@@ -602,7 +606,7 @@ class Stage:
         actor = self.actors[node]
         did = False
         if actor.up and not actor.hold_syncs:
-            did = self.sync(node, len(actor.disk.pending)) or did
+            did = self.sync(node, len(actor.disk.pending))
         if actor.up:
             did = self.write_chunk(node) or did
         if actor.up and not actor.hold_applies:

@@ -73,7 +73,8 @@ def test_every_truncation_is_refused(sample: Configuration) -> None:
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=["empty", "three", "joint"])
 def test_every_flipped_bit_is_refused_or_means_something_else(sample: Configuration) -> None:
-    """A flip inside a number gives another well-formed configuration; what guards against that is the record's checksum."""
+    """A flip inside a number gives another well-formed configuration; what guards against that is the record's
+    checksum."""
     data = encode_configuration(sample)
     for position in range(len(data)):
         for bit in range(8):

@@ -60,7 +60,8 @@ def test_a_restarted_member_does_not_number_its_read_requests_as_before() -> Non
 
 
 def test_an_empty_append_is_not_sent_from_a_compacted_index() -> None:
-    """A silent follower whose next entry is compacted meanwhile gets a snapshot; the leader's log must not be asked for it."""
+    """A silent follower whose next entry is compacted meanwhile gets a snapshot; the leader's log must not be asked
+    for it."""
     voters = Configuration.of_voters(1, 2, 3)
     raft = member(1, voters=voters, tail_entries_max=0, inflight_messages_max=1, pre_vote=0)
     now = raft.next_deadline()
@@ -89,7 +90,8 @@ def test_an_empty_append_is_not_sent_from_a_compacted_index() -> None:
 
 
 def test_a_higher_term_without_a_vote_does_not_restart_the_timer() -> None:
-    """Raft 5.2: only a granted vote or the leader's word does. Else a candidate that cannot win starves those who can."""
+    """Raft 5.2: only a granted vote or the leader's word does. Else a candidate that cannot win starves those who
+    can."""
     entries = (Entry(1, 1, EntryKind.NORMAL, b"kept"),)
     raft = member(1, entries=entries, pre_vote=0, check_quorum=0)
     deadline = raft.next_deadline()
@@ -118,7 +120,14 @@ def test_a_voter_refuses_a_snapshot_without_data() -> None:
 def test_a_restarted_follower_keeps_the_patience_that_a_lease_may_rest_on() -> None:
     """It may have echoed a heartbeat before its crash; a hint that the leader is down must not shorten its wait."""
     raft = member(2, lease_reads=1)
-    raft.handle([ev.MessageReceived(1, ms.AppendEntries(term=1, prev_log_index=0, prev_log_term=0, entries=(), commit_index=0))], 1)
+    raft.handle(
+        [
+            ev.MessageReceived(
+                1, ms.AppendEntries(term=1, prev_log_index=0, prev_log_term=0, entries=(), commit_index=0)
+            )
+        ],
+        1,
+    )
     raft.handle([ev.PeerDown(1)], 2)
     assert raft.next_deadline() >= T
 

@@ -124,7 +124,9 @@ class LogMachine(RuleBasedStateMachine):
         index = data.draw(st.integers(self.base, self.last + 3))
         term = data.draw(st.integers(0, self.term + 1))
         candidates = [
-            i for i in range(self.base + 1, min(index, self.last) + 1) if (known := self.term_of(i)) is not None and known <= term
+            i
+            for i in range(self.base + 1, min(index, self.last) + 1)
+            if (known := self.term_of(i)) is not None and known <= term
         ]
         best = max(candidates, default=self.base)
         assert self.log.hint(index, term) == (best, self.term_of(best))
