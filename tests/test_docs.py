@@ -5,6 +5,7 @@ Blocks fenced as `bash` run, in order, page by page; `console` blocks are transc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -44,8 +46,33 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def end_session(leader: int) -> None:
+    """Kill whatever the session of `leader` still runs and wait until it is gone. With `set -m` every job has a process
+    group of its own, so killing the leader's group would not do."""
+    deadline = time.monotonic() + 10
+    while living := session_members(leader):
+        for pid in living:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert time.monotonic() < deadline, f"processes {living} survive SIGKILL"
+        time.sleep(0.01)
+
+
+def session_members(leader: int) -> list[int]:
+    """Processes of the session that are not dead yet."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                # after the name in parentheses, which may hold anything: state, parent, group, session
+                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == leader and state not in "ZX":
+                    found.append(int(entry.name))
+    return found
+
+
 def run_script(script: str, directory: Path, environ: dict[str, str] | None = None) -> str:
-    """Run a bash script with `oarlock` on its PATH, in a process group that does not outlive this call."""
+    """Run a bash script with `oarlock` on its PATH, in a session that does not outlive this call."""
     programs = directory / ".programs"
     programs.mkdir()
     (programs / "oarlock").write_text(f'#!/bin/sh\nexec {sys.executable} -m oarlock "$@"\n')
@@ -66,10 +93,7 @@ def run_script(script: str, directory: Path, environ: dict[str, str] | None = No
     except subprocess.TimeoutExpired:
         code = f"still running after {SCRIPT_SECONDS} s"
     finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        end_session(process.pid)
         process.wait()
     output = (directory / ".out").read_text()
     logs = "".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(directory.glob("**/*.log")))
@@ -234,6 +258,15 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     output = run_script(script, tmp_path)
     assert "greeting = hello" in output
     assert "counter [1, 2, 3]" in output
+
+
+@pytest.mark.system
+def test_a_failing_script_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="exit 1"):
+        run_script("set -m\nsleep 1000 &\necho $! > pid\nfalse", tmp_path)
+    pid = int((tmp_path / "pid").read_text())
+    stat = Path(f"/proc/{pid}/stat")
+    assert not stat.exists() or " Z " in stat.read_text()
 
 
 def test_every_example_is_run_by_a_test() -> None:
