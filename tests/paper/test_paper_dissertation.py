@@ -244,6 +244,14 @@ def test_5_1_compaction_keeps_a_tail_and_the_term_before_it() -> None:
     assert bench.answers(ev.ReleaseLog) == [ev.ReleaseLog(2)]
 
 
+def test_5_1_a_snapshot_carries_the_configuration_of_its_index_not_the_newest() -> None:
+    """5.1 with reliability BZ-71: a configuration after the snapshot's last entry is no part of it."""
+    bench = led()
+    bench.do(ev.ConfigChangeRequested(1, (change(ev.ChangeKind.ADD_VOTER, 4),)))
+    assert bench.raft.configuration.joint
+    assert bench.raft.snapshot_meta(1).configuration == Configuration.of_voters(1, 2, 3)
+
+
 def test_5_1_nothing_is_released_before_the_mark_is_durable() -> None:
     """5.1: the log may go only when the snapshot that stands for it is durable. reliability BZ-86"""
     bench = led(tail_entries_max=0)

@@ -1,5 +1,7 @@
-"""Any well-formed message, from members and strangers, to a member in any role: it may be ignored, it may stop the member,
-it never raises and never takes back what was promised. `entries` are contiguous, as the type says; everything else is free.
+"""Any well-formed message, from members and strangers, to a member in any role: it may be ignored, it may stop the
+member,
+it never raises and never takes back what was promised. `entries` are contiguous, as the type says; everything else
+is free.
 """
 
 from __future__ import annotations
@@ -65,7 +67,12 @@ messages = st.one_of(
     st.builds(ms.Heartbeat, term=TERMS, commit_index=NUMBERS, round=NUMBERS, sent=NUMBERS, lease=st.booleans()),
     st.builds(ms.HeartbeatReply, term=TERMS, round=NUMBERS, sent=NUMBERS),
     st.builds(
-        ms.InstallSnapshot, term=TERMS, snapshot=snapshots, offset=NUMBERS, data=st.binary(max_size=3), done=st.booleans()
+        ms.InstallSnapshot,
+        term=TERMS,
+        snapshot=snapshots,
+        offset=NUMBERS,
+        data=st.binary(max_size=3),
+        done=st.booleans(),
     ),
     st.builds(
         ms.InstallSnapshotReply, term=TERMS, snapshot_index=NUMBERS, next_offset=NUMBERS, installed=st.booleans()
@@ -83,7 +90,9 @@ senders = st.sampled_from([0, 1, 2, 3, 4, 99, U64_MAX])
 def in_role(role: str) -> Bench:
     node = 4 if role == "learner" else 1
     configuration = Configuration.of_voters(1, 2, 3)
-    bench = Bench(node, terms=[1, 1, 2], configuration=configuration, pre_vote=role == "pre-candidate", check_quorum=True)
+    bench = Bench(
+        node, terms=[1, 1, 2], configuration=configuration, pre_vote=role == "pre-candidate", check_quorum=True
+    )
     if role in ("following", "learner"):
         bench.append(2, 2, (2, 3), commit=2)
     elif role in ("pre-candidate", "candidate"):

@@ -1,4 +1,5 @@
-"""A Hypothesis state machine over one to five members: Hypothesis chooses every delivery, fault and request, the invariants
+"""A Hypothesis state machine over one to five members: Hypothesis chooses every delivery, fault and request, the
+invariants
 of `oarlock.sim.invariants` are checked after each, and at the end the healed group must converge. Failures are shrunk.
 """
 
