@@ -79,7 +79,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "oarlock.node.replica": ("oarlock.raft", "oarlock.storage", "oarlock.machines", "oarlock.multiraft"),
     "oarlock.multiraft": BELOW,
     "oarlock.node": (*BELOW, "oarlock.transport"),
-    "oarlock.sim": (*BELOW, "oarlock.check"),
+    "oarlock.sim": (*BELOW, "oarlock.check", "oarlock"),  # the version, for the report of a failure
     "oarlock.check": (),
     "oarlock.api": (*BELOW, "oarlock.node", "oarlock"),
     "oarlock.client": ("oarlock.api.etcd", "oarlock.api.grpc", "oarlock.api.http2", "oarlock.api.proto"),
