@@ -50,6 +50,9 @@ MAP_BYTES_MIN = 1 << 28
 READERS_MAX = 126
 """Views open at once, the store's own one included."""
 
+RELEASE_ENTRIES = 128
+"""How many entries of a completed checkpoint each commit lets go: all at once would stop the machine for tens of ms."""
+
 RESTORE_BATCH_BYTES = 8 << 20
 """How much a restore writes in one transaction: the bound of its memory."""
 
@@ -589,6 +592,7 @@ class LmdbStore:
         self._open_checkpoint: LmdbCheckpoint | None = None
         self._dirty = 0
         self._frozen_dirty = 0
+        self._released: list[dict[bytes, bytes | None]] = []  # of completed checkpoints, on their way out
         try:
             self._prepare_directory()
         except OSError as error:
@@ -718,6 +722,15 @@ class LmdbStore:
     def commit(self, index: int, nbytes: int = 0) -> None:
         self._applied_index = index
         self._dirty += nbytes
+        if self._released:
+            self._release_some()
+
+    def _release_some(self) -> None:
+        data = self._released[-1]
+        for _ in range(min(RELEASE_ENTRIES, len(data))):
+            data.popitem()
+        if not data:
+            self._released.pop()
 
     def view(self) -> LmdbView:
         return LmdbView(self._env)
@@ -748,6 +761,7 @@ class LmdbStore:
     def checkpoint(self) -> LmdbCheckpoint:
         if self._open_checkpoint is not None:
             raise RuntimeError("a checkpoint is open already: one at a time")
+        self._released.clear()  # what few commits have left of the last one; its memory is bounded by one checkpoint
         self._grow_map()
         for table in self.tables.values():
             table.freeze()
@@ -842,6 +856,8 @@ class LmdbStore:
             raise RuntimeError("this is not the open checkpoint")
         self._txn.abort()  # so that it does not keep old pages from being used again
         for table in self.tables.values():
+            if table.frozen:
+                self._released.append(table.frozen.data)
             table.thaw()
         self._frozen_dirty = 0
         self._open_checkpoint = None

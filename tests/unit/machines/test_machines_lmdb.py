@@ -345,6 +345,21 @@ def test_a_limited_range_does_not_show_what_a_newer_layer_deletes_further_on(tmp
     store.close()
 
 
+def test_commits_let_a_completed_checkpoint_go_in_slices(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "s", ["t"])
+    for n in range(3 * lmdb_store.RELEASE_ENTRIES):
+        store.table("t").put(b"%d" % n, b"")
+    store.commit(1)
+    checkpoint(store)
+    left = []
+    for index in range(2, 6):
+        left.append(sum(map(len, store._released)))
+        store.commit(index)
+    assert left == [3 * lmdb_store.RELEASE_ENTRIES - n * lmdb_store.RELEASE_ENTRIES for n in range(4)]
+    assert store.table("t").count() == 3 * lmdb_store.RELEASE_ENTRIES
+    store.close()
+
+
 def test_one_checkpoint_at_a_time(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "s", TABLES)
     first = store.checkpoint()

@@ -1,8 +1,8 @@
 """Commands and results of the key-value machine: etcd's model, without etcd's wire format.
 
-A command is the MessagePack encoding of one of the tagged arrays below (`encode`, `decode`); this is what the log holds,
-so tags and field order are a file format: append fields at the end, never reuse a tag. A key-value in a result is the
-*encoded* `mvccpb.KeyValue`, exactly the bytes that the API puts on the wire.
+A command is the MessagePack encoding of one of the tagged arrays below (`encode`, `decode`). This is what the log
+holds, so tags and field order are a file format: append fields at the end, never reuse a tag. A key-value in a result
+is the *encoded* `mvccpb.KeyValue`, exactly the bytes that the API puts on the wire.
 """
 
 from __future__ import annotations
