@@ -11,7 +11,7 @@ from oarlock.raft.types import Index
 class ReadQueue:
     """Read tokens of this member while it does not lead. Times are the driver's clock in ns."""
 
-    __slots__ = ("_asked_at", "_asked_tokens", "_limit", "_request", "_since", "_waiting", "asked_request")
+    __slots__ = ("_asked_at", "_asked_tokens", "_limit", "_request", "_since", "_unanswered", "_waiting", "asked_request")
 
     def __init__(self, limit: int, now: int, first_request: int) -> None:
         """`first_request` differs from one process of this member to the next: an answer to a request of the process
@@ -22,6 +22,7 @@ class ReadQueue:
         self._asked_at = now
         self._since = now
         self._request = first_request
+        self._unanswered = 0  # how often in a row no answer came in time
         self.asked_request = 0  # 0: nothing is under way
 
     def __len__(self) -> int:
@@ -54,6 +55,7 @@ class ReadQueue:
         They will be asked for under another number: an answer to the old one may rest on heartbeats that began before
         the leader was deposed (etcd issue 20418).
         """
+        self._unanswered += bool(self.asked_request)
         self._waiting = self._asked_tokens + self._waiting
         self._asked_tokens = []
         self.asked_request = 0
@@ -63,19 +65,23 @@ class ReadQueue:
         if not self.asked_request or request != self.asked_request or index == 0:
             return []
         tokens, self._asked_tokens = self._asked_tokens, []
-        self.asked_request = 0
+        self.asked_request = self._unanswered = 0
         self._since = now
         return tokens
 
     def take_all(self) -> list[int]:
         tokens = self._asked_tokens + self._waiting
         self._asked_tokens, self._waiting = [], []
-        self.asked_request = 0
+        self.asked_request = self._unanswered = 0
         return tokens
 
     def retry_at(self, interval: int) -> int | None:
-        """When an unanswered request is asked again; None if nothing is under way."""
-        return self._asked_at + interval if self.asked_request else None
+        """When an unanswered request is asked again; None if nothing is under way.
+
+        The wait doubles each time: asking again drops the answer that is on its way, and where an answer takes longer
+        than `interval` none would ever count.
+        """
+        return self._asked_at + (interval << self._unanswered) if self.asked_request else None
 
     def give_up_at(self, patience: int) -> int | None:
         """When the oldest read has waited for `patience`; None if there is none."""
