@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from oarlock.errors import ConfigurationError, Corrupt, Overloaded, StorageError
@@ -368,11 +368,12 @@ class WriteAheadLog:
             if item.reset:
                 written.last_index, written.last_term = mark.index, mark.term
                 clip(self._segments, group, 0)
-        if item.hard_state is not None:
-            hard = item.hard_state
-            self._put(HARD_STATE, 0, 0, group, hard.commit, hard.term, pack_vote(hard))
-            self._written[group] = written
-            written.hard_state = hard
+        hard = item.hard_state
+        # A segment may end between any two of these records, and a crash then keeps the first part only: a commit index
+        # must never be durable before the entries it vouches for, which may have to replace others.
+        late = hard is not None and bool(item.entries) and hard.commit >= item.entries[0].index
+        if hard is not None:
+            self._put_hard(group, written, replace(hard, commit=item.entries[0].index - 1) if late else hard)
         for entry in item.entries:
             index = entry.index
             if index <= written.last_index:
@@ -383,6 +384,13 @@ class WriteAheadLog:
             self._segments[-1].last_index[group] = written.last_index = index
             written.last_term = entry.term
             self._written[group] = written
+        if hard is not None and late:
+            self._put_hard(group, written, hard)
+
+    def _put_hard(self, group: GroupId, written: _Written, hard: HardState) -> None:
+        self._put(HARD_STATE, 0, 0, group, hard.commit, hard.term, pack_vote(hard))
+        self._written[group] = written
+        written.hard_state = hard
 
     def _put(
         self, record_type: int, flags: int, kind: int, group: GroupId, index: Index, term: Term, payload: bytes
