@@ -109,8 +109,9 @@ class Ledger:
             self.append(entry)
 
     def same_as(self, other: Ledger) -> bool:
-        """Whether a restart from the one gives what a restart from the other gives."""
-        if self.hard_state != other.hard_state or self.snapshot != other.snapshot:
+        """Whether a restart from the one gives what a restart from the other gives, but for the commit index."""
+        ours, theirs = self.hard_state, other.hard_state
+        if (ours.term, ours.vote) != (theirs.term, theirs.vote) or self.snapshot != other.snapshot:
             return False
         if self.last_index != other.last_index:
             return False

@@ -221,7 +221,9 @@ class Oracle:
 
     @staticmethod
     def _matches_any(allowed: Ledger, found: Ledger, inflight: list[Persist]) -> bool:
-        if allowed.same_as(found):
+        """Whether `found` is `allowed` and the first so many records of what was under way."""
+        least = allowed.hard_state.commit
+        if allowed.same_as(found) and found.hard_state.commit == least:
             return True
         for persist in inflight:
             if persist.snapshot is not None:
@@ -230,12 +232,13 @@ class Oracle:
                     return True
             if persist.hard_state is not None:
                 allowed.hard_state = persist.hard_state
+                # The commit index may come behind the entries: it is only a hint, but never one beyond the log.
                 if allowed.same_as(found):
-                    return True
+                    return least <= found.hard_state.commit <= allowed.hard_state.commit
             for entry in persist.entries:
                 allowed.append(entry)
                 if allowed.same_as(found):
-                    return True
+                    return least <= found.hard_state.commit <= allowed.hard_state.commit
         return False
 
     # ------------------------------------------------------------------ turns

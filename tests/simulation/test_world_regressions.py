@@ -1,0 +1,62 @@
+"""Defects that the simulated world found, each in its smallest form."""
+
+from __future__ import annotations
+
+import pytest
+
+from oarlock.raft.reads import ReadQueue
+from oarlock.raft.types import Entry, HardState
+from oarlock.storage import Identity, WriteAheadLog
+from oarlock.storage.sim_disk import PowerCut, SimDisk
+
+IDENTITY = Identity(7, 1, 99)
+INTERVAL = 100
+
+
+def test_a_follower_read_that_takes_longer_than_a_heartbeat_interval_is_answered() -> None:
+    """Asking again drops the answer under way; asked anew at every interval, no answer ever counted. (seed 16)"""
+    queue = ReadQueue(10, 0, 0)
+    assert queue.add(1, 0)
+    now, answer_takes = 0, 3 * INTERVAL
+    asked: list[tuple[int, int]] = [(queue.ask(now), now)]
+    while now < 20 * INTERVAL:
+        now += INTERVAL // 4
+        retry_at = queue.retry_at(INTERVAL)
+        if retry_at is not None and now >= retry_at:
+            queue.unask()
+            asked.append((queue.ask(now), now))
+        for request, at in asked:
+            if at + answer_takes == now and queue.answered(request, 5, now):
+                return
+    raise AssertionError("the read was never answered")
+
+
+def _divergent_log(disk: SimDisk) -> WriteAheadLog:
+    """Entries 1-4 of term 1, of which a new leader keeps 1 and 2, in a log whose first segment is nearly full."""
+    log = WriteAheadLog.create(disk, "log", IDENTITY, segment_bytes=4096)
+    log.append(0, HardState(1, 1, 2), [Entry(1, i, 0, b"old") for i in range(1, 5)])
+    log.sync()
+    return log
+
+
+@pytest.mark.parametrize("cut", range(24))
+def test_a_commit_index_is_never_durable_before_its_entries(cut: int) -> None:
+    """One write that is spread over two segments: what a crash keeps of it names nothing committed that is not there.
+
+    The hard state went first, with the commit index of the whole write: a crash at the end of a segment left a log that
+    refused to open, or one that took the entries about to be replaced for committed. (seed 9)
+    """
+    disk = SimDisk()
+    log = _divergent_log(disk)
+    log.append(0, HardState(2, 0, 8), [Entry(2, i, 0, b"new" * 300) for i in range(3, 9)])
+    disk.cut_at = disk.operations + cut
+    try:
+        log.sync()
+    except PowerCut:
+        pass
+    disk.kill()
+    _, recovered = WriteAheadLog.open(disk, "log", segment_bytes=4096)
+    state = recovered.groups[0]
+    terms = {entry.index: entry.term for entry in state.entries}
+    assert state.hard_state.commit <= state.last_index
+    assert all(terms[index] == 2 for index in range(3, state.hard_state.commit + 1))
