@@ -207,6 +207,8 @@ class Walk(Cluster):
             "tail_entries_max": rng.choice([0, 0, 1, 5, 50]),
             "apply_bytes_max": rng.choice([1, 64, 1 << 20]),
             "inflight_messages_max": rng.choice([1, 2, 8, 256]),
+            # drawn apart, so that the seeds in raft_regressions.txt keep their meaning
+            "inflight_bytes_max": random.Random(f"{seed}/bytes").choice([1, 60, 1 << 24]),
             "message_bytes_max": rng.choice([16, 64, 1 << 20]),
         }
         chunk_bytes, incarnations = rng.choice([16, 16, 48, 64]), rng.random() < 0.3
