@@ -171,8 +171,13 @@ def test_a_vote_leaves_only_after_its_sync() -> None:
 
 def test_a_vote_whose_sync_failed_never_leaves_and_the_log_is_left_alone() -> None:
     async def test(bench: Bench) -> None:
-        bench.log.error = SyncFailed("EIO")
+        bench.log.gate.clear()
         bench.vote()
+        await until(lambda: bench.log.appended)
+        bench.vote(term=2)  # waits behind the sync that fails
+        await asyncio.sleep(0.01)
+        bench.log.error = SyncFailed("EIO")
+        bench.log.gate.set()
         assert isinstance(await bench.node.halted, SyncFailed)
         bench.log.error = None
         bench.vote(term=5)
