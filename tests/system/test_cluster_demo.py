@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,7 +80,10 @@ def test_demo_that_is_stopped_leaves_no_member_behind(way: signal.Signals) -> No
     process = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
     try:
         assert process.stdout is not None
+        directory = ""
         for line in process.stdout:
+            if " members of " in line:
+                directory = line.rsplit(" in ", 1)[1].strip()
             if "ready:" in line:
                 break
         started = members_of(process.pid)
@@ -94,6 +98,9 @@ def test_demo_that_is_stopped_leaves_no_member_behind(way: signal.Signals) -> No
         process.stdout.close()
     assert code == (-signal.SIGKILL if way is signal.SIGKILL else 130)
     wait_until(lambda: not any(map(alive, started)), 10, "the members gone")
+    if way is signal.SIGKILL:
+        shutil.rmtree(directory)  # nobody was left to do it
+    assert not Path(directory).exists()
 
 
 @pytest.fixture(scope="module")
