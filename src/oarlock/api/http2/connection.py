@@ -11,6 +11,7 @@ import logging
 import re
 from typing import Protocol, cast
 
+from oarlock.api.http2.authority import AuthorityMender
 from oarlock.api.http2.engine import ConnectionFailed, EngineFactory, ErrorCode, Headers
 from oarlock.api.limits import Limits
 
@@ -50,6 +51,7 @@ class Http2Connection(asyncio.Protocol):
         self.host = host
         self.limits = host.limits
         self.engine = host.engine(self, host.limits)
+        self._mender: AuthorityMender | None = AuthorityMender(host.limits.header_list_bytes_max)
         self.peer = "?"
         self._transport: asyncio.Transport | None = None
         self._flush_planned = False
@@ -79,6 +81,10 @@ class Http2Connection(asyncio.Protocol):
         self._heard = True
         self._in_turn = True
         try:
+            if self._mender is not None:
+                data = self._mender.feed(data)
+                if self._mender.idle:
+                    self._mender = None
             self.engine.feed(data)
         except ConnectionFailed as failure:
             self._in_turn = False
