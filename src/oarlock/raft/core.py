@@ -559,14 +559,16 @@ class Raft:
     def _as_voter(self) -> MemberInfo | None:
         """This member as a voter of the configuration in force, or, while that is not committed, of the committed one.
 
-        A member that the newest configuration leaves out may be the only one whose log holds it: it must then be able to
-        win once more, or nobody can (diss. 4.2.2). Its own vote does not count in that election.
+        A member that the newest configuration leaves out may be the only one whose log holds it: it must then be able
+        to win once more, or nobody can (diss. 4.2.2). Its own vote does not count in that election.
         """
         if self.configuration.is_voter(self.id):
             return self.configuration.member(self.id)
         if self.configuration_index > self.log.commit_index and self.committed_configuration.is_voter(self.id):
             info = self.committed_configuration.member(self.id)
-            return replace(info, role=MemberRole.VOTER) if info is not None and info.role is MemberRole.LEARNER else info
+            return (
+                replace(info, role=MemberRole.VOTER) if info is not None and info.role is MemberRole.LEARNER else info
+            )
         return None
 
     # ------------------------------------------------------------------ elections
@@ -681,8 +683,8 @@ class Raft:
         self.role = Follower()
         self._follow(leader)
         if leader != NOBODY or not isinstance(was, Follower):
-            # A follower's timer runs on when it merely learns of a higher term (Raft 5.2): else a candidate that cannot win
-            # but times out first, again and again, would keep those who can from ever campaigning.
+            # A follower's timer runs on when it merely learns of a higher term (Raft 5.2): else a candidate that
+            # cannot win but times out first, again and again, would keep those who can from ever campaigning.
             self._draw_election_timeout()
 
     def _follow(self, leader: NodeId) -> None:
@@ -792,7 +794,8 @@ class Raft:
                 assert_never(message)
 
     def _departs(self, sender: NodeId, message: Message) -> bool:
-        """Whether a removed member answers what it is still sent: the entry that removes it, and that this is committed."""
+        """Whether a removed member answers what it is still sent: the entry that removes it, and that this is
+        committed."""
         return (
             isinstance(self.role, Leader)
             and sender in self.role.departing
@@ -1036,8 +1039,8 @@ class Raft:
     def _last_for(self, node: NodeId) -> Index:
         """The last entry that this follower may be sent: for a witness only what is durable here.
 
-        A witness cannot lead. Held it an entry that no full member has (our disk lost it before its fsync), it would refuse
-        every candidate, and a group that needs its vote would have no leader ever again.
+        A witness cannot lead. Held it an entry that no full member has (our disk lost it before its fsync), it would
+        refuse every candidate, and a group that needs its vote would have no leader ever again.
         """
         return self.log.stable_index if self._is_witness(node) else self.log.last_index
 
@@ -1404,8 +1407,10 @@ class Raft:
         Differs from the paper: a hint from the network shortens the timeout. Elections stay as safe as ever; only a
         lease rests on followers' patience, so a leader that uses leases is given its full timeout.
         """
-        if peer == self.leader_id and isinstance(self.role, Follower) and not (
-            self._leader_uses_lease or self._now < self._patience_until
+        if (
+            peer == self.leader_id
+            and isinstance(self.role, Follower)
+            and not (self._leader_uses_lease or self._now < self._patience_until)
         ):
             self._trace("leader_suspected", ("leader", node_name(peer)))
             self._suspect_until = self._now + self.config.election_timeout_ns
@@ -1679,7 +1684,8 @@ class Raft:
             return
         if not meta.has_file:
             info = meta.configuration.member(self.id) or self.configuration.member(self.id)
-            # A witness that joins may not know that it is one: the snapshot's configuration can be older than its arrival.
+            # A witness that joins may not know that it is one: the snapshot's configuration can be older than its
+            # arrival.
             if info is not None and info.role is not MemberRole.WITNESS:
                 self._ignore(sender, message, "a snapshot without data for a member that needs data")
                 return
@@ -1724,7 +1730,9 @@ class Raft:
         if meta.has_file:
             self.snapshot = meta
             self._restore = meta
-            self._snapshot_started = False  # the driver cannot capture what is about to be replaced: ask again if needed
+            self._snapshot_started = (
+                False  # the driver cannot capture what is about to be replaced: ask again if needed
+            )
         else:
             self.log.last_applied = meta.index
         self._configuration_in_force()

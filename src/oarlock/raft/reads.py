@@ -11,7 +11,16 @@ from oarlock.raft.types import Index
 class ReadQueue:
     """Read tokens of this member while it does not lead. Times are the driver's clock in ns."""
 
-    __slots__ = ("_asked_at", "_asked_tokens", "_limit", "_request", "_since", "_unanswered", "_waiting", "asked_request")
+    __slots__ = (
+        "_asked_at",
+        "_asked_tokens",
+        "_limit",
+        "_request",
+        "_since",
+        "_unanswered",
+        "_waiting",
+        "asked_request",
+    )
 
     def __init__(self, limit: int, now: int, first_request: int) -> None:
         """`first_request` differs from one process of this member to the next: an answer to a request of the process
