@@ -191,9 +191,7 @@ def _refuse_leftovers(options: NodeOptions, disk: Disk) -> None:
             )
 
 
-def open_machine(
-    options: NodeOptions, state: GroupState, snapshots: SnapshotFiles, factory: MachineFactory
-) -> Machine:
+def open_machine(options: NodeOptions, state: GroupState, snapshots: SnapshotFiles, factory: MachineFactory) -> Machine:
     """Open the machine and bring it as far as the log's snapshot. Raises `StorageError` if the two do not fit."""
     machine = factory(f"{options.data_dir}/kv")
     try:

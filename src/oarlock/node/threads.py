@@ -103,9 +103,7 @@ class LogThread:
                     if item is None:
                         more = False
                         break
-                    log.append(
-                        group, item.hard_state, item.entries, snapshot=item.snapshot, reset_log=item.reset_log
-                    )
+                    log.append(group, item.hard_state, item.entries, snapshot=item.snapshot, reset_log=item.reset_log)
                     last = item
                     try:
                         item = queue.get_nowait()

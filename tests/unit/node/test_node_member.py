@@ -60,9 +60,7 @@ def test_groups_of_several_members_share_one_entry() -> None:
         group.propose(follower, b"f%d" % follower)
         proposes.append(group.network.pop())
     group.numbers[leader] = 1
-    group.handle(
-        leader, *(raft_events.MessageReceived(s, m) for s, _, m in proposes), ev.Submit(0, [b"l"])
-    )
+    group.handle(leader, *(raft_events.MessageReceived(s, m) for s, _, m in proposes), ev.Submit(0, [b"l"]))
     entry = group.members[leader].raft.log.entry(group.members[leader].raft.log.last_index)
     assert [g.origin for g in decode_batch(entry.payload).groups] == [one, other, leader]
     group.settle()
