@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 CLUSTER: Final = 7
 GROUP: Final = 0
 LOG, SNAPSHOTS, MACHINE = "log", "snapshots", "machine"
+NEVER: Final = 2**62  # a deadline beyond this does not come
 EPOCH_NS: Final = 1_700_000_000 * 10**9
 PARTS_MAX: Final = 12  # of an interrupted write that may still reach the disk
 
@@ -123,6 +124,7 @@ class Process:
         self._receiver: tuple[SnapshotMeta, SnapshotReceiver] | None = None
         self._turn_due = False
         self._timer_at = -1
+        self._due = 0  # the member's deadline on its own clock
         self._queue: list[raft.Persist] = []
         self._group: list[raft.Persist] = []
         self._mark: Index = 0
@@ -383,8 +385,8 @@ class Process:
             if crash_at == len(effects):
                 self._die_here()
                 return
-        deadline = member.next_deadline()
-        if deadline < 2**62:
+        self._due = deadline = member.next_deadline()
+        if deadline < NEVER:
             self._set_timer(self.clock.when(deadline))
 
     def _set_timer(self, when: int) -> None:
@@ -398,11 +400,9 @@ class Process:
         if life != self.life or when != self._timer_at:
             return
         self._timer_at = -1
-        assert self.member is not None
-        deadline = self.member.next_deadline()
-        if deadline >= 2**62:
+        if self._due >= NEVER:
             return
-        due = self.clock.when(deadline)
+        due = self.clock.when(self._due)
         if due <= self.world.now:
             self.give(raft.TimePassed())
         else:
@@ -459,7 +459,7 @@ class Process:
         if "removed" in reason:
             if self.id not in world.oracle.configuration.removed:
                 raise Violation("CFG", f"member {self.id} halted as removed; the group has not removed it")
-        else:
+        elif not self.foreign:
             raise Violation("CRASH", f"member {self.id} halted: {reason}")
         self._answer([e for e in rest if isinstance(e, ev.Failed | ev.ReadsFailed)])
         self.halted = reason
