@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
+from oarlock.errors import SyncFailed
 from oarlock.machines.base import Context
 from oarlock.machines.kv import commands as kv
 from oarlock.machines.kv.machine import KvMachine
 from oarlock.raft.reads import ReadQueue
-from oarlock.raft.types import Entry, HardState
-from oarlock.storage import Identity, WriteAheadLog
-from oarlock.storage.sim_disk import PowerCut, SimDisk
+from oarlock.raft.types import Configuration, Entry, HardState
+from oarlock.storage import Identity, SnapshotStore, WriteAheadLog
+from oarlock.storage.sim_disk import Fault, PowerCut, SimDisk
 
 IDENTITY = Identity(7, 1, 99)
 INTERVAL = 100
@@ -78,3 +81,24 @@ def test_a_capture_does_not_depend_on_what_is_purged() -> None:
     assert b"".join(first.capture().chunks()) == b"".join(second.capture().chunks())
     past = kv.Range(b"k", revision=3)
     assert first.range(past) == second.range(past) == kv.RangeResult(4, [], False, 0)
+
+
+def test_a_partial_snapshot_whose_sync_failed_is_written_again() -> None:
+    """A receiver that resumed after a failed sync published what was in the page cache only. (seed 2074)"""
+    disk = SimDisk()
+    writer = SnapshotStore(disk, "sender").begin(0, 5, 1, Configuration())
+    writer.write(b"state" * 500)
+    meta = writer.finish()
+    stream = disk.read_raw("sender/00000000-0000000000000005-0000000000000001.snap")[: meta.size]
+
+    receiver = SnapshotStore(disk, "here").receiver(0, meta)
+    receiver.write(0, stream)
+    disk.inject("sync", Fault.EIO)
+    with pytest.raises(SyncFailed):
+        receiver.finish()
+    disk.kill()
+    again = SnapshotStore(disk, "here").receiver(0, meta)
+    again.write(again.next_offset, stream[again.next_offset :])
+    assert again.finish()
+    disk.power_loss(Random(1))
+    assert b"".join(SnapshotStore(disk, "here").open(0, meta).chunks()) == b"state" * 500

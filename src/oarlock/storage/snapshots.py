@@ -302,6 +302,9 @@ class SnapshotReceiver:
         self._file.truncate(end)
         while self._next < end:
             data = self._file.pread(self._next, min(WRITE_BYTES, end - self._next))
+            # Written once more: an earlier process may have failed to sync this file, which leaves what we read in the
+            # page cache only, marked clean, and no later sync would ever write it.
+            self._file.pwrite(self._next, data)
             self._hash.update(data)
             self._next += len(data)
 
