@@ -351,7 +351,7 @@ class Faults:
         if kind == 5 and member.id in configuration.voters and member.id not in configuration.witnesses:
             return raft.ConfigChange(raft.ChangeKind.ADD_LEARNER, MemberInfo(id=member.id))
         if kind == 6:
-            info = MemberInfo(id=member.id, priority=draw.draw(3))
+            info = MemberInfo(id=member.id, priority=1 + draw.draw(3))
             return raft.ConfigChange(raft.ChangeKind.UPDATE, info, set_incarnation=False, set_context=False)
         return raft.ConfigChange(raft.ChangeKind.REMOVE, MemberInfo(id=member.id))
 

@@ -102,5 +102,7 @@ class Network:
         process.give(raft.MessageReceived(sender, message))
 
     def heal(self) -> None:
+        self._jitter = False
+        self._last.clear()
         self.cut.clear()
         self.clogged.clear()

@@ -30,12 +30,13 @@ _decode = msgspec.msgpack.decode
 class Watched:
     """What the oracle knows of one member's machine (a process and its disk)."""
 
-    __slots__ = ("applied", "commit", "disk", "inflight", "led_term", "log", "vote_terms")
+    __slots__ = ("applied", "commit", "configuration", "disk", "inflight", "led_term", "log", "vote_terms")
 
     def __init__(self, initial: Configuration) -> None:
         self.log = Ledger(initial)  # as ordered
         self.disk = Ledger(initial)  # as durable
         self.inflight: list[Persist] = []  # handed to a sync that has not returned
+        self.configuration = self.log.configurations[-1]  # in force when the present turn began
         self.commit: Index = 0  # of this life
         self.applied: Index = 0
         self.led_term: Term = 0  # nonzero while it leads
@@ -215,6 +216,7 @@ class Oracle:
                 raise Violation("WAL", f"member {process.id} recovered {entry} with a content that nobody wrote")
         watched.disk = found
         watched.log = found.copy()
+        watched.configuration = found.configurations[-1]
         watched.inflight = []
         watched.commit = watched.applied = 0
         watched.led_term = 0
@@ -273,6 +275,7 @@ class Oracle:
                 raise Violation("MONO", f"the commit index of member {process.id} went from {watched.commit} to {commit}")
             self._committed(process, watched, commit)
             watched.commit = commit
+        watched.configuration = log.configurations[-1]
         if core.is_leader:
             if watched.led_term != core.current_term:
                 self._elected(process, watched)
@@ -310,7 +313,10 @@ class Oracle:
         term = log.term(commit)
         if term is None:
             raise Violation("SMS", f"member {process.id} commits up to {commit}; its log ends at {log.last_index}")
-        self._check_quorum(process, log.configuration, commit, term)
+        # A turn may commit first and change the configuration then: any that was in force during it will do.
+        since, before = watched.configuration
+        in_force = [before, *(c for at, c in log.configurations if at > since)]
+        self._check_quorum(process, in_force, commit, term)
         for index in range(self.commit_max + 1, commit + 1):
             at = log.term(index)
             if at is None:
@@ -318,11 +324,12 @@ class Oracle:
             self.committed.append(at)
             self._witness(self.entries[at, index])
 
-    def _check_quorum(self, process: Process, configuration: Configuration, index: Index, term: Term) -> None:
+    def _check_quorum(self, process: Process, in_force: list[Configuration], index: Index, term: Term) -> None:
         """Committed means durable on a quorum of every active configuration: counted on the simulated disks."""
         holders = {node for node, watched in self.watched.items() if watched.disk.holds(index, term)}
         holders |= {node for node, disk in self.lost if disk.holds(index, term)}
-        if not quorum_holds(configuration, holders):
+        if not any(quorum_holds(configuration, holders) for configuration in in_force):
+            configuration = in_force[-1]
             raise Violation(
                 "COQ", f"member {process.id} commits {term}.{index}; durable only on {sorted(holders)} of voters "
                 f"{sorted(configuration.voters)}"

@@ -1,0 +1,125 @@
+"""From a failing seed to a short run that fails in the same way. (docs/explanation/simulation.md)
+
+In this order, and a candidate counts only if the same invariant fires: drop whole classes of faults, cut the tail, then
+delta debugging over the choices: first those of faults, operators and clients, then those of crashes and of the
+network. A choice that is taken back takes its quiet value 0. A replay is tolerant: choices that nobody asks for any
+more are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from oarlock.sim.world.choices import Edits
+from oarlock.sim.world.outcome import Outcome, Replay, run_replay
+from oarlock.sim.world.swarm import CLASSES, draw_swarm
+
+ATTEMPTS_MAX = 600  # runs that shrinking may take, unless told otherwise
+
+# What may be taken back, in this order; of a fault only whether it strikes (every choice, the interval before it too).
+KINDS = ("fault/", "client/", "crash", "net/fate", "net/ghost", "net/delay", "disk times")
+
+
+class Shrinker:
+    """`progress(replay, attempts)` is called after every improvement."""
+
+    def __init__(
+        self, replay: Replay, *, attempts: int = ATTEMPTS_MAX, progress: Callable[[Replay, int], None] | None = None
+    ) -> None:
+        self.best = replay
+        self.attempts = 0
+        self._budget = attempts
+        self._progress = progress
+        self.outcome = self._run(replay)
+        if not self.outcome.failed:
+            raise ValueError(f"seed {replay.seed} does not fail: there is nothing to shrink")
+        self.best = msgspec.structs.replace(replay, invariant=self.outcome.invariant, reason=self.outcome.what)
+
+    def _run(self, replay: Replay) -> Outcome:
+        self.attempts += 1
+        return run_replay(replay)
+
+    def _try(self, candidate: Replay) -> bool:
+        if self.attempts >= self._budget:
+            return False
+        outcome = self._run(candidate)
+        if outcome.invariant != self.outcome.invariant:
+            return False
+        self.outcome = outcome
+        self.best = msgspec.structs.replace(candidate, reason=outcome.what)
+        if self._progress is not None:
+            self._progress(self.best, self.attempts)
+        return True
+
+    def shrink(self) -> Replay:
+        """The shortest that was found within the budget of attempts."""
+        self._drop_classes()
+        self._cut_tail()
+        for kind in KINDS:
+            self._take_back(kind)
+        self._cut_tail()
+        return self.best
+
+    def _drop_classes(self) -> None:
+        present = [name for name in CLASSES if name in self._classes()]
+        size = len(present)
+        while size:
+            for start in range(0, len(present), size):
+                part = [name for name in present[start : start + size] if name not in self.best.off]
+                if part:
+                    self._try(msgspec.structs.replace(self.best, off=sorted({*self.best.off, *part})))
+            size //= 2
+
+    def _classes(self) -> frozenset[str]:
+        from oarlock.sim.world.choices import Choices
+
+        return draw_swarm(Choices(self.best.seed, self.best.edits or None), frozenset(self.best.off)).classes
+
+    def _cut_tail(self) -> None:
+        """Nothing after the violation matters; a shorter safety phase may show it too."""
+        if self.outcome.phase == "safety":
+            self._try(msgspec.structs.replace(self.best, stop_after=self.outcome.turns + 1))
+            return
+        events = self.best.events // 2
+        while events > 8 and self._try(msgspec.structs.replace(self.best, events=events)):
+            events //= 2
+
+    def _take_back(self, prefix: str) -> None:
+        """Delta debugging over the choices whose kind begins with `prefix`."""
+        left = [
+            (kind, number)
+            for kind, values in self._recorded().items()
+            if kind.startswith(prefix)
+            for number, value in enumerate(values)
+            if value and number not in self.best.edits.get(kind, {})
+        ]
+        size = len(left)
+        while size and self.attempts < self._budget:
+            kept: list[tuple[str, int]] = []
+            for start in range(0, len(left), size):
+                part = left[start : start + size]
+                if not self._try(msgspec.structs.replace(self.best, edits=_with(self.best.edits, part))):
+                    kept += part
+            left = kept
+            if size == 1:
+                break
+            size = min(size // 2, max(1, len(left)))
+
+    def _recorded(self) -> dict[str, list[int]]:
+        from oarlock.sim.invariants import Violation
+
+        world = self.best.world()
+        try:
+            world.run()
+        except Violation:
+            pass  # that it fails is what we know
+        return world.choices.recorded()
+
+
+def _with(edits: Edits, part: list[tuple[str, int]]) -> dict[str, dict[int, int]]:
+    merged = {kind: dict(values) for kind, values in edits.items()}
+    for kind, number in part:
+        merged.setdefault(kind, {})[number] = 0
+    return merged
