@@ -395,11 +395,18 @@ class Oracle:
                 self._promised(process.id, watched, term, to)
             case AppendEntriesReply(success=True, term=term, index=index):
                 # An acknowledgement that waited together with a later term's cut may name what is gone again.
-                if disk.hard_state.term < term or (disk.hard_state.term == term and disk.last_index < index):
+                synced = disk.hard_state.term
+                if synced < term or (synced == term and disk.last_index < index):
                     raise Violation(
-                        "COQ", f"member {process.id} acknowledged {index} in t{term}; durable are t{disk.hard_state.term} "
-                        f"and {disk.last_index}"
+                        "COQ", f"member {process.id} acknowledged {index} in t{term}; durable are t{synced} and "
+                        f"{disk.last_index}"
                     )  # fmt: skip
+                if synced == term == watched.log.hard_state.term and index > watched.log.snapshot.index:
+                    meant = watched.log.term(index)
+                    if meant is not None and not disk.holds(index, meant):
+                        raise Violation(
+                            "COQ", f"member {process.id} acknowledged {meant}.{index}; durable is {disk.term(index)}.{index}"
+                        )
 
     @staticmethod
     def _promised(node: NodeId, watched: Watched, term: Term, candidate: NodeId) -> None:
