@@ -1,4 +1,4 @@
-"""The parts of the simulated world, each alone: choices, clocks, the reference model, the durable store, the command."""
+"""The parts of the simulated world, each alone: choices, clocks, the reference model, the store, the command."""
 
 from __future__ import annotations
 
@@ -70,15 +70,17 @@ def test_a_clock_never_goes_back_and_says_when() -> None:
 
 
 def test_the_model_agrees_with_the_machine_on_every_kind_of_command() -> None:
-    batches = [
-        [kv.encode(kv.Put(b"a", b"1")), kv.encode(kv.Put(b"b", b"2", prev_kv=True)), kv.encode(kv.Put(b"a", b"3", prev_kv=True))],
-        [kv.encode(kv.Range(b"a", b"\0", limit=1)), kv.encode(kv.Range(b"a", revision=2)), kv.encode(kv.Range(b"a", revision=99))],
-        [kv.encode(kv.DeleteRange(b"a", b"z", prev_kv=True)), kv.encode(kv.Range(b"", b"\0", count_only=True))],
-        [kv.encode(kv.Txn([kv.Compare(0, 0, b"a", 0)], [kv.Put(b"a", b"4"), kv.Range(b"a"), kv.DeleteRange(b"a"), kv.Range(b"a")]))],
-        [kv.encode(kv.Txn([kv.Compare(3, 0, b"a", b"x")], [], [kv.Txn([], [kv.Put(b"c", b"5", prev_kv=True)])]))],
-        [kv.encode(kv.Compact(3)), kv.encode(kv.Compact(3)), kv.encode(kv.Compact(99)), kv.encode(kv.Range(b"a", revision=2))],
-        [kv.encode(kv.Txn([], [kv.Range(b"a", revision=1)])), b"\xc1", kv.encode(kv.Range(b"b", b"d", revision=4))],
-    ]  # fmt: skip
+    absent, other = kv.Compare(0, 0, b"a", 0), kv.Compare(3, 0, b"a", b"x")
+    written: list[list[kv.Command]] = [
+        [kv.Put(b"a", b"1"), kv.Put(b"b", b"2", prev_kv=True), kv.Put(b"a", b"3", prev_kv=True)],
+        [kv.Range(b"a", b"\0", limit=1), kv.Range(b"a", revision=2), kv.Range(b"a", revision=99)],
+        [kv.DeleteRange(b"a", b"z", prev_kv=True), kv.Range(b"", b"\0", count_only=True)],
+        [kv.Txn([absent], [kv.Put(b"a", b"4"), kv.Range(b"a"), kv.DeleteRange(b"a"), kv.Range(b"a")])],
+        [kv.Txn([other], [], [kv.Txn([], [kv.Put(b"c", b"5", prev_kv=True)])])],
+        [kv.Compact(3), kv.Compact(3), kv.Compact(99), kv.Range(b"a", revision=2)],
+        [kv.Txn([], [kv.Range(b"a", revision=1)]), kv.Range(b"b", b"d", revision=4)],
+    ]
+    batches = [[kv.encode(command) for command in commands] for commands in written] + [[b"\xc1"]]
     machine, model = KvMachine.in_memory(), Model()
     for index, batch in enumerate(batches, 1):
         results = machine.apply(Context(index, 1, 0), batch)
@@ -126,7 +128,10 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def test_the_digest_is_the_last_line_and_the_same_each_time() -> None:
-    first, second = run("--seed", "207", "--events", "200", "--digest"), run("--seed", "207", "--events", "200", "--digest")
+    first, second = (
+        run("--seed", "207", "--events", "200", "--digest"),
+        run("--seed", "207", "--events", "200", "--digest"),
+    )
     assert first == second
     assert first[0] == 0
     digest = first[1].splitlines()[-1]
@@ -145,7 +150,8 @@ def test_json_says_what_was_reached() -> None:
 
 def test_all_cores_and_one_give_the_same() -> None:
     reports = [
-        json.loads(run("--seeds", "6", "--events", "100", "--jobs", jobs, "--json")[1])["statistics"] for jobs in ("1", "2")
+        json.loads(run("--seeds", "6", "--events", "100", "--jobs", jobs, "--json")[1])["statistics"]
+        for jobs in ("1", "2")
     ]
     assert reports[0] == reports[1]
 

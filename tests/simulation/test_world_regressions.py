@@ -72,7 +72,9 @@ def test_a_capture_does_not_depend_on_what_is_purged() -> None:
     """A key put again after a deletion that is compacted: a member restored from a capture, which leaves the deletion
     out, wrote another log than one that still had it, and their snapshots differed. (seed 75)"""
     first = KvMachine.in_memory()
-    first.apply(Context(1, 1, 0), [kv.encode(kv.Put(b"k", b"1")), kv.encode(kv.DeleteRange(b"k")), kv.encode(kv.Compact(3))])
+    first.apply(
+        Context(1, 1, 0), [kv.encode(kv.Put(b"k", b"1")), kv.encode(kv.DeleteRange(b"k")), kv.encode(kv.Compact(3))]
+    )
     second = KvMachine.in_memory()
     second.restore(1, first.capture().chunks())
     for machine in (first, second):

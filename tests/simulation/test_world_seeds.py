@@ -1,4 +1,4 @@
-"""Seeds of the simulated world: a smoke set on every change, those that once failed, and whether it sees what it is for.
+"""Seeds of the simulated world: a smoke set on every change, those that once failed, and whether they reach enough.
 
 A failure prints its seed, the invariant, the last events and the command that runs it again.
 """
@@ -26,7 +26,8 @@ REGRESSIONS = Path(__file__).with_name("regressions.txt")
 
 def check(outcome: Outcome) -> None:
     if outcome.failed:
-        pytest.fail(f"{outcome.trace}\n{outcome.what}\nphase {outcome.phase}, turn {outcome.turns}\n{outcome.command()}")
+        where = f"phase {outcome.phase}, turn {outcome.turns}"
+        pytest.fail(f"{outcome.trace}\n{outcome.what}\n{where}\n{outcome.command()}")
 
 
 @pytest.mark.parametrize("first", range(0, SMOKE_SEEDS, SEEDS_A_TEST))

@@ -46,7 +46,9 @@ TRACE_LINES = 120  # of a failure, on the terminal
 )
 @click.option("--off", multiple=True, type=click.Choice(CLASSES), help="A class of faults to leave out; repeatable.")
 @click.option("--replay", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Run a replay file.")
-@click.option("--digest", is_flag=True, help="Print the digest of the trace on the last line (needs --seed or --replay).")
+@click.option(
+    "--digest", is_flag=True, help="Print the digest of the trace on the last line (needs --seed or --replay)."
+)
 @click.option("--trace", is_flag=True, help="Print everything that happened (needs --seed or --replay).")
 @click.option("--shrink", is_flag=True, help="Make a failing run as short as possible and write it as a replay file.")
 @click.option(
@@ -56,7 +58,9 @@ TRACE_LINES = 120  # of a failure, on the terminal
     show_default=True,
     help="How many runs shrinking may take.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Where --shrink writes (default: seed-<S>.replay.json).")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Where --shrink writes (default: seed-<S>.replay.json)."
+)
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Processes (default: one for each core).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def sim(
@@ -86,7 +90,9 @@ def sim(
         if replay is not None:
             run = Replay.load(replay.read_bytes(), str(replay))
             if run.version != __version__:
-                click.echo(f"{replay} was written by version {run.version}, this is {__version__}: it may not replay", err=True)
+                click.echo(
+                    f"{replay} was written by version {run.version}, this is {__version__}: it may not replay", err=True
+                )
         else:
             assert seed is not None
             run = Replay(seed=seed, events=events, off=sorted(off))
@@ -193,8 +199,9 @@ def _finish(
             click.echo(line)
     if seconds is not None:
         click.echo(
-            f"{len(outcomes)} seeds in {seconds:.1f} s ({report['seeds_per_second']} a second): {totals['turns']} turns, "
-            f"{totals['committed']} entries committed, {totals['elections']} elections, {totals['recoveries']} recoveries"
+            f"{len(outcomes)} seeds in {seconds:.1f} s ({report['seeds_per_second']} a second): {totals['turns']} "
+            f"turns, {totals['committed']} entries committed, {totals['elections']} elections, "
+            f"{totals['recoveries']} recoveries"
         )
     if failed is None:
         click.echo("every invariant held")

@@ -48,7 +48,8 @@ class Stream:
 
     def scaled(self, low: int, high: int) -> int:
         """One of low .. high (both positive), log-uniform: each order of magnitude is as likely as the next."""
-        return round(low * (high / low) ** (self.draw(_STEPS) / (_STEPS - 1)))
+        factor: float = (high / low) ** (self.draw(_STEPS) / (_STEPS - 1))
+        return round(low * factor)
 
 
 class Choices:

@@ -1,4 +1,4 @@
-"""The simulated disk of one member, with what an observer may ask of it; and a durable store for machines on top of it."""
+"""The simulated disk of one member, with what an observer may ask of it; and a durable store for machines on it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final
 import msgspec
 
 from oarlock.machines.memory_store import MemoryReplacement, MemoryStore, MemoryTable, MemoryView
-from oarlock.storage.disk import parent_of
-from oarlock.storage.sim_disk import SECTOR_BYTES, SimDisk, _Directory, _Inode
+from oarlock.storage.disk import SECTOR_BYTES, parent_of
+from oarlock.storage.sim_disk import SimDisk, _Directory, _Inode
 
 STORE_FILE: Final = "machine.db"
 
@@ -22,7 +22,9 @@ class WorldDisk(SimDisk):
         node = self._find(path)
         if not isinstance(node, _Directory):
             return []
-        names = sorted(n for n, inode in node.volatile.items() if isinstance(inode, _Inode) and (inode.dirty or inode.size_dirty))
+        names = sorted(
+            n for n, inode in node.volatile.items() if isinstance(inode, _Inode) and (inode.dirty or inode.size_dirty)
+        )
         return names + sorted({come or gone for gone, come, _ in node.pending})
 
     def rot_places(self, paths: Iterable[str]) -> list[tuple[str, int]]:
@@ -58,7 +60,9 @@ class CheckpointedStore(MemoryStore):
         disk.mkdir(path)
         if disk.exists(self._path):
             file = disk.open(self._path, write=False)
-            index, contents = msgspec.msgpack.decode(file.pread(0, file.size()), type=tuple[int, dict[str, list[tuple[bytes, bytes]]]])
+            index, contents = msgspec.msgpack.decode(
+                file.pread(0, file.size()), type=tuple[int, dict[str, list[tuple[bytes, bytes]]]]
+            )
             file.close()
             for name, pairs in contents.items():
                 for key, value in pairs:

@@ -211,7 +211,7 @@ class Faults:
                 process.disk.inject("write", Fault.SHORT if draw.draw(2) else Fault.ENOSPC, after=draw.draw(6))
 
     def _rot(self, draw: Stream) -> None:
-        """Durable bytes change; it shows when the member starts again. Only where the group can do without the member."""
+        """Durable bytes change; it shows when the member starts again. Only where the group can do without it."""
         process = self._some(draw, [p for p in self._world.processes.values() if not p.broken])
         if process is None or not self._world.can_lose(process.id):
             return
@@ -311,7 +311,9 @@ class Faults:
         if leader is None or len(world.processes) >= IDS_MAX:
             return
         configuration = leader.core.configuration
-        others = [n for n in configuration.ids if n != leader.id and n in world.processes and not world.processes[n].broken]
+        others = [
+            n for n in configuration.ids if n != leader.id and n in world.processes and not world.processes[n].broken
+        ]
         if not others:
             return
         lost = others[draw.draw(len(others))]

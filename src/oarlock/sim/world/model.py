@@ -1,7 +1,7 @@
 """The reference: what the key-value machine and the sessions must answer, written for clearness and kept whole.
 
-It shares nothing with the machine but the shapes of commands: every version of every key is kept for ever, and a read of
-the past looks it up. Results are plain tuples; `plain_result` brings a member's answer into the same form.
+It shares nothing with the machine but the shapes of commands: every version of every key is kept for ever, and a read
+of the past looks it up. Results are plain tuples; `plain_result` brings a member's answer into the same form.
 """
 
 from __future__ import annotations
@@ -250,14 +250,15 @@ class Model:
             if compare.target == kv.CompareTarget.VALUE:
                 return False
             return _test(0, compare)
-        fields = {
-            kv.CompareTarget.VERSION: lambda v: v.version,
-            kv.CompareTarget.CREATE: lambda v: v.create,
-            kv.CompareTarget.MOD: lambda v: v.place[0],
-            kv.CompareTarget.VALUE: lambda v: v.value,
-        }
-        read = fields[kv.CompareTarget(compare.target)]
-        return all(_test(read(version), compare) for version in present)
+        return all(_test(self._field(compare.target, version), compare) for version in present)
+
+    @staticmethod
+    def _field(target: int, version: _Version) -> int | bytes:
+        if target == kv.CompareTarget.VALUE:
+            return version.value
+        if target == kv.CompareTarget.VERSION:
+            return version.version
+        return version.create if target == kv.CompareTarget.CREATE else version.place[0]
 
 
 def _test(actual: Any, compare: kv.Compare) -> bool:

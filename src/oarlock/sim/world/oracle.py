@@ -1,4 +1,5 @@
-"""What must hold, checked after every turn of every member. Shares no code with the core. (docs/explanation/simulation.md)
+"""What must hold, checked after every turn of every member; shares no code with the core.
+(docs/explanation/simulation.md)
 
 The oracle keeps three things: for each member a ledger of what it ordered to be written and one of what the simulated
 disk holds durably; the log of the group as it became committed; and a reference model to which that log is played, so
@@ -100,7 +101,9 @@ class Oracle:
             if state.term < old.term or state.commit < old.commit:
                 raise Violation("MONO", f"the hard state of member {process.id} went from {old} to {state}")
             if state.term == old.term and old.vote and state.vote != old.vote:
-                raise Violation("ES", f"member {process.id} voted for {old.vote} and for {state.vote} in term {state.term}")
+                raise Violation(
+                    "ES", f"member {process.id} voted for {old.vote} and for {state.vote} in term {state.term}"
+                )
             log.hard_state = state
         for entry in entries:
             self._check_entry(process.id, log, entry)
@@ -122,9 +125,14 @@ class Oracle:
         known = self.entries.get(key)
         if known is None or known.kind == EntryKind.STRIPPED:
             self.entries[key] = entry
-        elif known is not entry and entry.kind != EntryKind.STRIPPED and (known.kind, known.payload) != (
-            entry.kind,
-            entry.payload,
+        elif (
+            known is not entry
+            and entry.kind != EntryKind.STRIPPED
+            and (known.kind, known.payload)
+            != (
+                entry.kind,
+                entry.payload,
+            )
         ):
             raise Violation("LM", f"{entry} has two contents; member {node} holds the second")
         before = log.term(entry.index - 1)
@@ -138,7 +146,9 @@ class Oracle:
 
     def _check_mark(self, process: Process, mark: SnapshotMeta) -> None:
         if mark.index > self.commit_max:
-            raise Violation("SMS", f"member {process.id} has a snapshot at {mark.index}; {self.commit_max} is committed")
+            raise Violation(
+                "SMS", f"member {process.id} has a snapshot at {mark.index}; {self.commit_max} is committed"
+            )
         if self.committed[mark.index] != mark.term:
             raise Violation(
                 "LM", f"member {process.id} dates its snapshot {mark.index} with term {mark.term}; the entry there is "
@@ -205,13 +215,15 @@ class Oracle:
         allowed = watched.disk.copy()
         if not self._matches_any(allowed, found, watched.inflight):
             raise Violation(
-                "WAL", f"member {process.id} recovered {_describe(found)}; synced was {_describe(watched.disk)}, under way "
+                "WAL", f"member {process.id} recovered {_describe(found)}; synced was "
+                f"{_describe(watched.disk)}, under way "
                 f"{[_describe_persist(p) for p in watched.inflight]}"
             )  # fmt: skip
         for entry in state.entries:
             known = self.entries.get((entry.term, entry.index))
-            if known is None or EntryKind.STRIPPED not in (known.kind, entry.kind) and (
-                (known.kind, known.payload) != (entry.kind, entry.payload)
+            if known is None or (
+                EntryKind.STRIPPED not in (known.kind, entry.kind)
+                and ((known.kind, known.payload) != (entry.kind, entry.payload))
             ):
                 raise Violation("WAL", f"member {process.id} recovered {entry} with a content that nobody wrote")
         watched.disk = found
@@ -266,13 +278,17 @@ class Oracle:
         if core.current_term != log.hard_state.term:
             if core.current_term < log.hard_state.term:
                 raise Violation("MONO", f"the term of member {process.id} went back to {core.current_term}")
-            raise Violation("ES", f"member {process.id} is in t{core.current_term} and did not order that to be durable")
+            raise Violation(
+                "ES", f"member {process.id} is in t{core.current_term} and did not order that to be durable"
+            )
         if core.voted_for != log.hard_state.vote:
             raise Violation("ES", f"member {process.id} did not order its vote for {core.voted_for} to be durable")
         commit = core.commit_index
         if commit != watched.commit:
             if commit < watched.commit:
-                raise Violation("MONO", f"the commit index of member {process.id} went from {watched.commit} to {commit}")
+                raise Violation(
+                    "MONO", f"the commit index of member {process.id} went from {watched.commit} to {commit}"
+                )
             self._committed(process, watched, commit)
             watched.commit = commit
         watched.configuration = log.configurations[-1]
@@ -353,7 +369,9 @@ class Oracle:
                 if key in self.answers:
                     raise Violation("LIN", f"command {number} of member {origin} was executed twice, again in {entry}")
                 if key in self.denied:
-                    raise Violation("LIN", f"command {number} of member {origin} is in {entry}, but was said not to be executed")
+                    raise Violation(
+                        "LIN", f"command {number} of member {origin} is in {entry}, but was said not to be executed"
+                    )
                 self.answers[key] = (entry.index, results[at])
                 at += 1
 
@@ -367,7 +385,9 @@ class Oracle:
         watched.applied = index
         # A commit index is looked at after the turn: until then what it applied may be news.
         if index <= self.commit_max and self.committed[index] != term:
-            raise Violation("SMS", f"member {process.id} applied {term}.{index}; {self.committed[index]}.{index} is committed")
+            raise Violation(
+                "SMS", f"member {process.id} applied {term}.{index}; {self.committed[index]}.{index} is committed"
+            )
         self.state(process.id, index, digest)
 
     def restored(self, process: Process, index: Index, digest: bytes) -> None:
@@ -405,7 +425,8 @@ class Oracle:
                     meant = watched.log.term(index)
                     if meant is not None and not disk.holds(index, meant):
                         raise Violation(
-                            "COQ", f"member {process.id} acknowledged {meant}.{index}; durable is {disk.term(index)}.{index}"
+                            "COQ",
+                            f"member {process.id} acknowledged {meant}.{index}; durable is {disk.term(index)}.{index}",
                         )
 
     @staticmethod
@@ -422,10 +443,14 @@ class Oracle:
         """A client was told a result: it must be the model's, at a later place than all answered before it asked."""
         found = self.answers.get(key)
         if found is None:
-            raise Violation("DUR", f"command {key[2]} of member {key[0]} was acknowledged, and no committed entry holds it")
+            raise Violation(
+                "DUR", f"command {key[2]} of member {key[0]} was acknowledged, and no committed entry holds it"
+            )
         index, expected = found
         if index <= floor:
-            raise Violation("LIN", f"command {key[2]} of member {key[0]} is at {index}, but {floor} was answered before")
+            raise Violation(
+                "LIN", f"command {key[2]} of member {key[0]} is at {index}, but {floor} was answered before"
+            )
         actual = plain_result(result)
         if actual != expected:
             raise Violation("LIN", f"command {key[2]} of member {key[0]} was told {actual}, must be {expected}")
@@ -437,7 +462,10 @@ class Oracle:
 
     def not_executed(self, key: tuple[NodeId, int, int], error: str) -> None:
         if key in self.answers:
-            raise Violation("LIN", f"command {key[2]} of member {key[0]} failed with {error!r}, but is executed at {self.answers[key][0]}")
+            raise Violation(
+                "LIN",
+                f"command {key[2]} of member {key[0]} failed with {error!r}, but is executed at {self.answers[key][0]}",
+            )
         self.denied.add(key)
 
     def read(self, node: NodeId, floor: Index, asked_at: Index, applied: Index, request: Range, result: object) -> None:
@@ -455,7 +483,8 @@ class Oracle:
 
 def _describe(ledger: Ledger) -> str:
     mark, state = ledger.snapshot, ledger.hard_state
-    return f"t{state.term} vote {state.vote} commit {state.commit} [{mark.term}.{mark.index}] to {ledger.last_term}.{ledger.last_index}"
+    last = f"{ledger.last_term}.{ledger.last_index}"
+    return f"t{state.term} vote {state.vote} commit {state.commit} [{mark.term}.{mark.index}] to {last}"
 
 
 def _describe_persist(persist: Persist) -> dict[str, Any]:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from oarlock.errors import Corrupt, Outcome, RaftError, StorageError
+from oarlock.errors import Corrupt, Outcome, StorageError
 from oarlock.machines.base import Context
-from oarlock.machines.kv.machine import KvMachine
 from oarlock.machines.kv.layout import TABLES
+from oarlock.machines.kv.machine import KvMachine
 from oarlock.machines.memory_store import MemoryStore
-from oarlock.node.replica import Member, MemberLimits
+from oarlock.node.replica import Member
 from oarlock.node.replica import events as ev
 from oarlock.node.replica.directory import encode_record
 from oarlock.raft import events as raft
-from oarlock.raft.config import RaftConfig
 from oarlock.raft.core import Raft
 from oarlock.raft.messages import InstallSnapshot
 from oarlock.raft.types import Configuration, Index, NodeId, SnapshotMeta
@@ -309,7 +307,9 @@ class Process:
     def fail(self, error: StorageError) -> None:
         """The disk failed: the member stops and tells everybody who waits, as the runtime does. It may start again."""
         if not self.faulty and not (self.rotten and isinstance(error, Corrupt)):
-            raise Violation("CRASH", f"the disk of member {self.id} failed, and no fault was injected: {error}") from error
+            raise Violation(
+                "CRASH", f"the disk of member {self.id} failed, and no fault was injected: {error}"
+            ) from error
         assert self.member is not None
         self.world.note(self, f"stops: {type(error).__name__}")
         self._answer(self.member.stop(error))
@@ -632,7 +632,9 @@ class Process:
 
     def _send_chunk(self, effect: raft.SendSnapshot) -> None:
         assert self._store is not None
-        if not self.disk.exists(f"{SNAPSHOTS}/{GROUP:08x}-{effect.snapshot.index:016x}-{effect.snapshot.term:016x}.snap"):
+        if not self.disk.exists(
+            f"{SNAPSHOTS}/{GROUP:08x}-{effect.snapshot.index:016x}-{effect.snapshot.term:016x}.snap"
+        ):
             return  # pruned meanwhile: the leader will offer a newer one
         reader = self._store.open(GROUP, effect.snapshot)
         size = self.world.swarm.chunk_bytes
@@ -687,5 +689,3 @@ class Process:
         self.tokens[token] = "transfer"
         self.give(raft.TransferRequested(token, target))
         return token
-
-

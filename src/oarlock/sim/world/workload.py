@@ -1,4 +1,4 @@
-"""Clients of the simulated group: commands of every kind through any member, linearizable reads, sessions and retries."""
+"""Clients of the simulated group: all commands through any member, linearizable reads, sessions and retries."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import Any, Final
 
+from oarlock.machines.kv import commands as kv
 from oarlock.node.replica import MemberLimits
 from oarlock.node.replica import events as ev
 from oarlock.raft.config import RaftConfig
@@ -26,7 +27,6 @@ from oarlock.sim.world.oracle import Oracle
 from oarlock.sim.world.process import Process
 from oarlock.sim.world.swarm import draw_swarm
 from oarlock.sim.world.workload import Client, Op
-from oarlock.machines.kv import commands as kv
 
 EVENTS: Final = 1200  # turns of the safety phase, unless told otherwise
 TRACE_KEPT: Final = 60
@@ -315,7 +315,9 @@ class World:
         step = self.now
         while not self._advance(self._settled, min(deadline, step), 1 << 40):
             if self.now >= deadline or step >= deadline:
-                raise Violation("LIVE", f"no convergence within {CONVERGE_TIMEOUTS} election timeouts {when}: {self.picture()}")
+                raise Violation(
+                    "LIVE", f"no convergence within {CONVERGE_TIMEOUTS} election timeouts {when}: {self.picture()}"
+                )
             step += self.swarm.timeout
             for process in self._members():  # what a supervisor does
                 if process.member is None and not process.broken:
@@ -338,7 +340,10 @@ class World:
                 served.wait_for(process, kv.encode(kv.Put(b"k%02d" % turn, b"served by %d" % process.id)))
             deadline = self.now + SERVE_TIMEOUTS * self.swarm.timeout
             if not self._advance(lambda: served.left == 0, deadline, 1 << 40):
-                raise Violation("LIVE", f"writes and reads without an answer in {SERVE_TIMEOUTS} election timeouts: {self.picture()}")
+                raise Violation(
+                    "LIVE",
+                    f"writes and reads without an answer in {SERVE_TIMEOUTS} election timeouts: {self.picture()}",
+                )
         grown = max(p.core.current_term for p in self.up()) - term
         priorities = {info.priority for info in oracle.configuration.members}
         if grown and len(priorities) == 1 and self._members() and len(self._members()) == len(self.up()):
@@ -406,7 +411,8 @@ class World:
             role = type(core.role).__name__.lower()
             log = core.log
             words.append(
-                f"{process.id}: {role} t{core.current_term} leader {core.leader_id} log {log.snapshot_index}-{log.last_index} "
+                f"{process.id}: {role} t{core.current_term} leader {core.leader_id} "
+                f"log {log.snapshot_index}-{log.last_index} "
                 f"commit {log.commit_index} applied {log.last_applied}"
             )
         configuration = self.oracle.configuration
