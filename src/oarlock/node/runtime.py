@@ -163,6 +163,7 @@ class Node:
         self._hops = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
+        self._persists: list[Persist] = []  # of this turn, not yet with the log's thread
         self._releases: deque[tuple[int, tuple[Send, ...]]] = deque()
         self._marks: deque[int] = deque()  # tickets of persists with a snapshot mark
         self._segments = wal.segment_count
@@ -561,6 +562,13 @@ class Node:
             effects = self.member.handle(events, now)
             self._perform(effects)
             self.transport.flush()
+            if self._persists:
+                # Only now: the log's thread wants the interpreter as soon as it wakes, and what peers and clients wait
+                # for should be on its way by then.
+                self._run_flushes()
+                for persist in self._persists:
+                    self._log_thread.put(persist)
+                self._persists.clear()
         except Exception as error:  # a bug, of ours or of the state machine: the member stops here (house rule)
             metrics.apply_failures += 1
             log.exception("turn failed node=%x group=%d term=%d", self.member_id, GROUP, self.member.raft.current_term)
@@ -621,7 +629,7 @@ class Node:
                     self._releases.append((effect.ticket, effect.release))
                 if effect.snapshot is not None:
                     self._marks.append(effect.ticket)
-                self._log_thread.put(effect)
+                self._persists.append(effect)
             elif kind is ev.Completed:
                 assert isinstance(effect, ev.Completed)
                 number = effect.first

@@ -11,10 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from oarlock.raft.events import Persist
 from oarlock.raft.types import Entry, GroupId, HardState, Index, SnapshotMeta
+
+
+IDLE_S: Final = 0.02  # the log notes how far it was synced when nothing came for so long ...
+UNNOTED_SYNCS_MAX: Final = 256  # ... or after so many syncs
 
 
 class Log(Protocol):
@@ -30,7 +34,9 @@ class Log(Protocol):
         reset_log: bool = False,
     ) -> None: ...
 
-    def sync(self) -> None: ...
+    def sync(self, *, note: bool = True) -> None: ...
+
+    def note_synced(self) -> None: ...
 
     def prepare_next(self) -> None: ...
 
@@ -96,8 +102,17 @@ class LogThread:
         log, group = self._log, self._group
         more = True
         try:
+            unnoted = 0
             while more:
-                item = queue.get()
+                if unnoted >= UNNOTED_SYNCS_MAX:
+                    log.note_synced()
+                    unnoted = 0
+                try:
+                    item = queue.get(timeout=IDLE_S if unnoted else None)
+                except Empty:
+                    log.note_synced()
+                    unnoted = 0
+                    continue
                 last: Persist | None = None
                 while True:
                     if item is None:
@@ -112,8 +127,9 @@ class LogThread:
                 if last is not None:
                     began = time.monotonic()
                     self.sync_began = began
-                    log.sync()
+                    log.sync(note=False)
                     self.sync_began = 0.0
+                    unnoted += 1
                     post(self._loop, self._on_synced, last.ticket, time.monotonic() - began)
         except BaseException as error:  # whatever it is, the log must not be used again
             post(self._loop, self._on_error, error)

@@ -265,6 +265,7 @@ class WriteAheadLog:
         self._closed = True
         try:
             if self._failed is None and self._watermark is not None:
+                self._write_watermark()
                 self._watermark.datasync()
         finally:
             try:
@@ -343,8 +344,12 @@ class WriteAheadLog:
         assert commit <= expected.last_index, f"commit {commit} is past the last entry {expected.last_index}"
         self._pending.append(_Item(group, hard_state, entries, snapshot, reset))
 
-    def sync(self) -> None:
-        """Write everything appended so far and make it durable. On any error the log is dead."""
+    def sync(self, *, note: bool = True) -> None:
+        """Write everything appended so far and make it durable. On any error the log is dead.
+
+        With `note` off the watermark is left behind; the caller gives `note_synced` soon, when nobody waits. Until then
+        damage to this very batch, if it is the last one, would pass for a torn tail.
+        """
         self._usable()
         if not self._pending:
             return
@@ -352,6 +357,8 @@ class WriteAheadLog:
             for _ in range(len(self._pending)):
                 self._encode(self._pending.popleft())
             self._commit()
+            if note:
+                self._write_watermark()
         except BaseException as error:
             self._failed = error
             raise
@@ -437,7 +444,6 @@ class WriteAheadLog:
         self.syncs += 1
         self._marks.update(self._new_marks)
         self._new_marks.clear()
-        self._write_watermark()
 
     def _cut(self, size: int) -> None:
         """Go on in a new segment that has room for a record of `size` bytes. It is complete before it gets its name."""
@@ -554,6 +560,15 @@ class WriteAheadLog:
         if fresh:
             self._watermark.datasync()
             self._disk.sync_dir(self._path)
+
+    def note_synced(self) -> None:
+        """Write the watermark that `sync(note=False)` left behind. On any error the log is dead."""
+        self._usable()
+        try:
+            self._write_watermark()
+        except BaseException as error:
+            self._failed = error
+            raise
 
     def _write_watermark(self) -> None:
         """Note how far the log was synced, alternating between two sectors. Not synced: an old watermark is still

@@ -47,7 +47,10 @@ class FakeLog:
         self.appended.append((hard_state, tuple(entries)))
         self._since += 1
 
-    def sync(self) -> None:
+    def note_synced(self) -> None:
+        assert self.error is None
+
+    def sync(self, *, note: bool = True) -> None:
         assert self.gate.wait(20)
         if self.error is not None:
             raise self.error

@@ -405,3 +405,27 @@ def test_a_missing_last_segment_is_known_even_after_a_power_loss(seed: int) -> N
     disk.remove_raw(segment(2))
     with pytest.raises(Corrupt, match=segment_name(2)):
         recovered(disk)
+
+
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_watermark_left_behind_vouches_only_once_it_is_written(noted: bool) -> None:
+    """With the last batch damaged: unnoted it passes for a torn tail, noted it is rot."""
+    disk = SimDisk()
+    log = WriteAheadLog.create(disk, PATH, IDENTITY, segment_bytes=4096)
+    log.append(0, HardState(1, 1, 0), [Entry(1, 1, 0, b"first")])
+    log.sync()
+    log.append(0, None, [Entry(1, 2, 0, b"second")])
+    log.sync(note=False)
+    if noted:
+        log.note_synced()
+    segment = next(name for name in disk.listdir(PATH) if name.endswith(".wal"))
+    raw = bytes(disk.read_raw(f"{PATH}/{segment}"))
+    disk.kill()
+    disk.write_raw(f"{PATH}/{segment}", raw.replace(b"second", b"sEcond"))
+    if noted:
+        with pytest.raises(Corrupt):
+            WriteAheadLog.open(disk, PATH)
+    else:
+        _, found = WriteAheadLog.open(disk, PATH)
+        assert found.repaired
+        assert [e.payload for e in found.groups[0].entries] == [b"first"]
