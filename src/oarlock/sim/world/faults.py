@@ -131,6 +131,32 @@ class Faults:
             others = [node for node in ids if node != one]
             self._world.network.reset(one, others[draw.draw(len(others))])
 
+    def _strand(self, draw: Stream) -> None:
+        """A leader is cut off while its clients go on: what it takes then, its successor replaces."""
+        world = self._world
+        leader = self._some(draw, [p for p in world.up() if p.leads])
+        if leader is None:
+            return
+        others = {node for node in self._ids() if node != leader.id}
+        heard = {node for node in others if draw.draw(4) == 3}  # few hear it and cannot answer, or all the other way
+        kind = draw.draw(3)
+        links = self._between({leader.id}, others)
+        if kind == 1:
+            links -= {(leader.id, node) for node in heard}
+        elif kind == 2:
+            links -= self._between({leader.id}, heard)
+        self._cut(links, world.swarm.timeout * (2 + draw.draw(8)))
+        for turn in range(1 + draw.draw(6)):
+            client = world.clients[draw.draw(len(world.clients))]
+            world.later(world.swarm.timeout * (turn + draw.draw(4)) // 8, client.ask_here, leader)
+        if draw.draw(4) == 3:
+            world.later(world.swarm.timeout // 2, self._end, leader)
+
+    def _end(self, process: Process) -> None:
+        if process.up and not self._world.healed:
+            process.die(power=False)
+            self._world.restart_later(process)
+
     # ------------------------------------------------------------------ processes
 
     def _kill(self, draw: Stream) -> None:

@@ -31,12 +31,25 @@ _decode = msgspec.msgpack.decode
 class Watched:
     """What the oracle knows of one member's machine (a process and its disk)."""
 
-    __slots__ = ("applied", "commit", "configuration", "disk", "inflight", "led_term", "log", "vote_terms")
+    __slots__ = (
+        "applied",
+        "commit",
+        "configuration",
+        "disk",
+        "inflight",
+        "last_group",
+        "led_term",
+        "log",
+        "previous",
+        "vote_terms",
+    )
 
     def __init__(self, initial: Configuration) -> None:
         self.log = Ledger(initial)  # as ordered
         self.disk = Ledger(initial)  # as durable
         self.inflight: list[Persist] = []  # handed to a sync that has not returned
+        self.previous: Ledger | None = None  # the disk before the last sync, kept where rot may strike
+        self.last_group: list[Persist] = []  # what that sync wrote
         self.configuration = self.log.configurations[-1]  # in force when the present turn began
         self.commit: Index = 0  # of this life
         self.applied: Index = 0
@@ -63,7 +76,7 @@ class Oracle:
         self.hashes: dict[Index, tuple[bytes, NodeId]] = {}
         self.digests: dict[Index, tuple[bytes, NodeId]] = {}
         self.lease_broken = False
-        self.elections = self.reads = self.writes = self.recoveries = self.torn = 0
+        self.elections = self.reads = self.writes = self.recoveries = self.torn = self.cuts = 0
 
     @property
     def commit_max(self) -> Index:
@@ -112,6 +125,7 @@ class Oracle:
                 self._check_configuration(process, log, entry)
 
     def _check_cut(self, process: Process, watched: Watched, first: Index) -> None:
+        self.cuts += 1
         log = watched.log
         if watched.led_term and process.core.is_leader and process.core.current_term == watched.led_term:
             raise Violation("LAO", f"leader {process.id} of term {watched.led_term} cut its log at {first}")
@@ -203,17 +217,26 @@ class Oracle:
         """A sync returned. `clean`: the disk has really nothing of the log that a power loss could take."""
         watched = self.watched[process.id]
         watched.inflight = []
+        if "rot" in process.world.swarm.classes:
+            watched.previous, watched.last_group = watched.disk.copy(), group
         if clean:
             for persist in group:
                 watched.disk.apply(persist)
 
-    def recovered(self, process: Process, state: GroupState) -> None:
-        """A restart read this from the disk: all that was synced, and a part, from the front, of what was not."""
+    def recovered(self, process: Process, state: GroupState) -> bool:
+        """A restart read this from the disk: all that was synced, and a part, from the front, of what was not.
+
+        False if rot took the last batch and nothing vouched for it any more: that cannot be told from a torn tail, and
+        the member must not go on. (docs/reference/file-formats.md)
+        """
         watched = self.watched[process.id]
         self.recoveries += 1
         found = Ledger.recovered(state, process.initial)
         allowed = watched.disk.copy()
         if not self._matches_any(allowed, found, watched.inflight):
+            previous = watched.previous
+            if process.rotten and previous and self._matches_any(previous.copy(), found, watched.last_group):
+                return False
             raise Violation(
                 "WAL", f"member {process.id} recovered {_describe(found)}; synced was "
                 f"{_describe(watched.disk)}, under way "
@@ -232,6 +255,7 @@ class Oracle:
         watched.inflight = []
         watched.commit = watched.applied = 0
         watched.led_term = 0
+        return True
 
     @staticmethod
     def _matches_any(allowed: Ledger, found: Ledger, inflight: list[Persist]) -> bool:
@@ -310,9 +334,9 @@ class Oracle:
             raise Violation(
                 "LC", f"member {process.id} leads term {term} without the committed entry {self.committed[last]}.{last}"
             )
-        act = watched.log.configurations[-1][1]
-        members = act.voters | act.outgoing | self.configuration.voters | self.configuration.outgoing
-        if process.id not in members:
+        # A member that the newest configuration of its log leaves out may lead until that is committed. (diss. 4.2.2)
+        newest, committed = watched.log.configuration, watched.log.configuration_at(core.commit_index)
+        if not newest.is_voter(process.id) and not (committed is not None and committed.is_voter(process.id)):
             raise Violation("CFG", f"member {process.id} leads term {term} without being a voter")
 
     def _committed(self, process: Process, watched: Watched, commit: Index) -> None:

@@ -122,6 +122,7 @@ def statistics(world: World) -> dict[str, Any]:
         "repeats": oracle.model.repeats,
         "recoveries": oracle.recoveries,
         "torn": oracle.torn,
+        "cuts": oracle.cuts,
         "snapshots": len(oracle.digests),
         "configurations": oracle.configuration_index and 1,
         "removed": len(oracle.configuration.removed),

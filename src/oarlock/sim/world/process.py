@@ -120,6 +120,7 @@ class Process:
         self._wal: WriteAheadLog | None = None
         self._store: SnapshotStore | None = None
         self._receiver: tuple[SnapshotMeta, SnapshotReceiver] | None = None
+        self._begun: dict[NodeId, Index] = {}  # snapshots whose first chunk went to a peer
         self._turn_due = False
         self._timer_at = -1
         self._due = 0  # the member's deadline on its own clock
@@ -220,7 +221,8 @@ class Process:
         else:
             identity = Identity(CLUSTER, self.id, self.incarnation)
             self._wal = WriteAheadLog.create(disk, LOG, identity, segment_bytes=swarm.segment_bytes)
-        self.world.oracle.recovered(self, state)
+        if not self.world.oracle.recovered(self, state):
+            raise Corrupt("rot took the last batch, which nothing vouched for any more")
         self._store = SnapshotStore(disk, SNAPSHOTS)
         if self.witness:
             return state, None
@@ -294,6 +296,7 @@ class Process:
         self._wal = self._store = self._receiver = None
         self.inbox = []
         self._queue, self._group = [], []
+        self._begun = {}
         self._turn_due = False
         self._timer_at = -1
         for lane in self._lanes:
@@ -637,6 +640,12 @@ class Process:
         ):
             return  # pruned meanwhile: the leader will offer a newer one
         reader = self._store.open(GROUP, effect.snapshot)
+        if effect.offset == 0:
+            # A receiver that begins again found the digest wrong, or lost what it had: is it our file that rots?
+            begun = self._begun.get(effect.to)
+            if begun == effect.snapshot.index:
+                reader.verify()
+            self._begun[effect.to] = effect.snapshot.index
         size = self.world.swarm.chunk_bytes
         data = reader.read(effect.offset, size)
         reader.close()

@@ -15,7 +15,8 @@ MS = 1_000_000
 
 CLASSES: tuple[str, ...] = (
     # the network
-    "loss", "duplicate", "ghost", "jitter", "partition", "bridge", "one_way", "flap", "clog", "reset",
+    "loss", "duplicate", "ghost", "jitter", "partition", "bridge", "one_way", "flap", "clog",
+    "reset", "strand",
     # processes
     "kill", "power", "crash_all", "crash_effect", "crash_recovery", "pause", "slow_cpu", "hint",
     # disks
@@ -76,7 +77,7 @@ class Swarm:
 
 
 TIMED: tuple[str, ...] = (
-    "partition", "bridge", "one_way", "flap", "clog", "reset", "kill", "power", "crash_all", "pause", "slow_cpu",
+    "partition", "bridge", "one_way", "flap", "clog", "reset", "strand", "kill", "power", "crash_all", "pause", "slow_cpu",
     "hint", "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "drift", "wall", "freeze", "transfer", "members",
     "replace",
 )  # fmt: skip
@@ -110,7 +111,7 @@ def draw_swarm(choices: Choices, off: frozenset[str]) -> Swarm:
             break
         roll -= share
     timeout = draw.scaled(50 * MS, 500 * MS)
-    heartbeat = max(1 * MS, timeout // draw.between(3, 12))
+    heartbeat = max(1 * MS, timeout // draw.between(3, 8))
     check_quorum = draw.draw(2) == 1
     lease = check_quorum and draw.draw(2) == 1
     drift_ppm = (10_000, 50_000, 200_000)[draw.draw(3)]
@@ -152,7 +153,7 @@ def draw_swarm(choices: Choices, off: frozenset[str]) -> Swarm:
         job=draw.scaled(20_000, max(40_000, timeout // 4)),
         chunk_bytes=draw.scaled(100, 4000),
         clients=draw.between(1, 4),
-        think=draw.scaled(max(1, timeout // 50), timeout * 2),
+        think=draw.scaled(max(1, timeout // 8), timeout * 2),
         keys=draw.scaled(2, 16),
     )
     power = choices.stream("swarm/power of faults")
@@ -169,7 +170,7 @@ def draw_swarm(choices: Choices, off: frozenset[str]) -> Swarm:
     swarm.crash_recovery = recovery if "crash_recovery" in classes else 0
     assert max(swarm.loss, swarm.duplicate) < MILLION
     for name in TIMED:
-        slow = 2 if strongest else power.scaled(2, 40)
+        slow = 1 if strongest else power.scaled(1, 20)
         if name in classes:
             swarm.interval[name] = timeout * slow * _RARE.get(name, 1)
     return swarm

@@ -123,6 +123,11 @@ class Client:
             self._waiting = op
             process.submit(op, [self._command() for _ in range(count)])
 
+    def ask_here(self, process: Process) -> None:
+        """One more command at this very member, whatever it waits for."""
+        if process.up and not self.stopped:
+            process.submit(Op(self, self.world.oracle.acknowledged, 1), [self._command()])
+
     def _in_session(self, process: Process, floor: Index) -> None:
         if not self._session:
             if not self._nonce:

@@ -200,11 +200,16 @@ class World:
         """
         left = self.well() - {node}
         full = {n for n in left if not self.processes[n].witness}
-        for watched in self.oracle.watched.values():
-            for _, configuration in watched.log.configurations:
-                if configuration.voters and not (quorum_holds(configuration, left) and full & configuration.voters):
-                    return False
-        return quorum_holds(self.oracle.configuration, left)
+        configurations = [c for watched in self.oracle.watched.values() for _, c in watched.log.configurations]
+        for configuration in (*configurations, self.oracle.configuration):
+            if not configuration.voters:
+                continue  # of a newcomer, who was not told yet
+            if not quorum_holds(configuration, left):
+                return False
+            for voters in (configuration.voters, configuration.outgoing):
+                if len(voters - full) > len(voters) // 2:
+                    return False  # a majority of witnesses and lost disks may hold entries that nobody can apply
+        return True
 
     def join(self, node: NodeId, *, witness: bool = False) -> None:
         """A new process with an empty disk that waits to be told of the group."""
