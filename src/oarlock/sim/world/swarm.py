@@ -28,7 +28,6 @@ CLASSES: tuple[str, ...] = (
 )  # fmt: skip
 """Every class of fault or of unruly use, as `off` and a replay file name them."""
 
-STRONGEST = 0  # the scale of intensities: interval * (1 + scale) ...
 VOTERS = ((1, 5), (2, 5), (3, 45), (4, 10), (5, 25), (6, 5), (7, 5))  # (how many, per cent)
 
 
@@ -78,8 +77,8 @@ class Swarm:
 
 TIMED: tuple[str, ...] = (
     "partition", "bridge", "one_way", "flap", "clog", "reset", "strand", "kill", "power", "crash_all", "pause", "slow_cpu",
-    "hint", "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "drift", "wall", "freeze", "transfer", "members",
-    "replace",
+    "hint", "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "drift", "wall", "freeze",
+    "transfer", "members", "replace",
 )  # fmt: skip
 """The classes that strike now and then; the others colour everything."""
 
