@@ -58,13 +58,14 @@ from oarlock.raft.events import (
     TransferRequested,
     WriteChunk,
 )
-from oarlock.raft.messages import InstallSnapshot, Message
+from oarlock.raft.messages import AppendEntriesReply, InstallSnapshot, Message
 from oarlock.raft.types import MemberInfo, NodeId
 from oarlock.transport.handshake import LocalIdentity, PeerAddress
 
 log = logging.getLogger(__name__)
 
 GROUP: Final = 0  # the one group of a node
+WAITING_EVENTS_MAX: Final = 64  # events from which nothing follows by themselves; one more makes a turn
 STALL_HOPS: Final = 3  # loop iterations that a turn after a stall gives the sockets to be read first
 DISK_WINDOW_S: Final = 1.0
 DISK_WINDOWS_SICK: Final = 3  # so many bad windows in a row make a sick disk, so many good ones a well one
@@ -265,6 +266,9 @@ class Node:
         """A durable machine writes down what it has, so that the next start applies nothing again."""
         if self.halted.done():
             return
+        self._event(TimePassed())  # take what waited for company, such as the end of the last write
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         checkpoint = self.member.final_checkpoint()
         if checkpoint is None:
             return
@@ -464,13 +468,20 @@ class Node:
     def _messages(self, sender: int, messages: list[tuple[int, Message]]) -> None:
         self.metrics.messages_received += len(messages)
         inbox = self._inbox
+        urgent = False
         for group, message in messages:
-            if group == GROUP:
-                inbox.append(MessageReceived(sender, message))
-            else:
+            if group != GROUP:
                 self.metrics.messages_unroutable += 1
-        if not self._turn_due:
+                continue
+            inbox.append(MessageReceived(sender, message))
+            if not urgent:
+                # The slower half of the acknowledgements changes nothing any more: no turn of its own for them.
+                urgent = type(message) is not AppendEntriesReply or not self._can_wait(sender, message)
+        if urgent and not self._turn_due:
             self._schedule()
+
+    def _can_wait(self, sender: int, message: AppendEntriesReply) -> bool:
+        return len(self._inbox) < WAITING_EVENTS_MAX and self.member.raft.reply_can_wait(sender, message)
 
     def _peer_connected(self, peer: int, incarnation: int) -> None:
         self._event(PeerConnected(peer, incarnation))
@@ -490,12 +501,19 @@ class Node:
         self.metrics.fsync.add(seconds)
         if self.halted.done():
             return
-        self._event(Persisted(ticket))
         send = self.transport.send
+        released = False
         while self._releases and self._releases[0][0] <= ticket:
             for message in self._releases.popleft()[1]:
                 self.metrics.messages_sent += 1
                 send(message.to, GROUP, message.message)
+                released = True
+        if self.member.raft.persisted_can_wait() and len(self._inbox) < WAITING_EVENTS_MAX:
+            self._inbox.append(Persisted(ticket))
+            if released and not self._turn_due:
+                self.transport.flush()
+        else:
+            self._event(Persisted(ticket))
         if self._wal.segment_count != self._segments:
             self._segments = self._wal.segment_count
             self._worker.submit(self._wal.prepare_next, self._prepared)
@@ -710,6 +728,8 @@ class Node:
             if leader[1] and leader[1] != self._leader_seen[1]:
                 self.metrics.leader_changes += 1
             self._leader_seen = leader
+        if not raft.has_traces:
+            return
         for trace in raft.take_traces():
             quiet = trace.event in QUIET_TRACES
             if log.isEnabledFor(logging.DEBUG if quiet else logging.INFO):

@@ -16,7 +16,6 @@ from typing import Any, Final, Protocol
 from oarlock.raft.events import Persist
 from oarlock.raft.types import Entry, GroupId, HardState, Index, SnapshotMeta
 
-
 IDLE_S: Final = 0.02  # the log notes how far it was synced when nothing came for so long ...
 UNNOTED_SYNCS_MAX: Final = 256  # ... or after so many syncs
 

@@ -204,6 +204,8 @@ class Raft:
         self.ignored_messages = 0
         self._traces: deque[Trace] = deque(maxlen=TRACES_MAX)
         self._effects: list[Effect] = []
+        self._voter: MemberInfo | None = None
+        self._voter_known: tuple[Index, bool] | None = None  # the configuration that `_voter` was found in
         # What `_finish` has to look at; set by whatever may have changed the answer.
         self._replicate_wanted = False
         self._commit_wanted = False
@@ -254,6 +256,46 @@ class Raft:
     def transferring(self) -> bool:
         """Whether proposals are refused because leadership is being handed over."""
         return isinstance(self.role, Leader) and self.role.transfer is not None
+
+    @property
+    def has_traces(self) -> bool:
+        return bool(self._traces)
+
+    def persisted_can_wait(self) -> bool:
+        """Whether nothing would follow from the end of the latest write, so that its `Persisted` may come with whatever
+        comes next.
+
+        True for a follower for which no message, restore or release waits beyond what the `Persist` itself releases,
+        and for a leader as long as no follower holds anything that is not committed: its own disk alone makes no
+        majority.
+        """
+        if self._durability.something_waits or self._restore is not None:
+            return False
+        role = self.role
+        if isinstance(role, Leader):
+            commit = self.log.commit_index
+            return len(self.configuration.voters) > 1 and all(
+                progress.match_index <= commit and not progress.witness for progress in role.progress.values()
+            )
+        return isinstance(role, Follower)
+
+    def reply_can_wait(self, sender: NodeId, message: AppendEntriesReply) -> bool:
+        """Whether nothing would follow from this answer: it acknowledges only what is committed, from a follower that
+        has been sent everything and has room for more."""
+        role = self.role
+        if not isinstance(role, Leader) or not message.success or message.term != self.current_term:
+            return False
+        progress = role.progress.get(sender)
+        return (
+            progress is not None
+            and message.index <= self.log.commit_index
+            and progress.state is ProgressState.REPLICATE
+            and progress.next_index > self.log.last_index
+            and not progress.inflights.full
+            and not progress.promotable
+            and role.transfer is None
+            and not self.configuration.joint
+        )
 
     def take_traces(self) -> list[Trace]:
         """What happened since the last call, oldest first; at most `TRACES_MAX`."""
@@ -562,9 +604,17 @@ class Raft:
         A member that the newest configuration leaves out may be the only one whose log holds it: it must then be able
         to win once more, or nobody can (diss. 4.2.2). Its own vote does not count in that election.
         """
+        committed = self.log.commit_index >= self.configuration_index
+        if self._voter_known is not None and self._voter_known == (self.configuration_index, committed):
+            return self._voter
+        self._voter = self._find_voter(committed)
+        self._voter_known = (self.configuration_index, committed)
+        return self._voter
+
+    def _find_voter(self, committed: bool) -> MemberInfo | None:
         if self.configuration.is_voter(self.id):
             return self.configuration.member(self.id)
-        if self.configuration_index > self.log.commit_index and self.committed_configuration.is_voter(self.id):
+        if not committed and self.committed_configuration.is_voter(self.id):
             info = self.committed_configuration.member(self.id)
             return (
                 replace(info, role=MemberRole.VOTER) if info is not None and info.role is MemberRole.LEARNER else info
@@ -987,7 +1037,9 @@ class Raft:
             )
         for info in self.configuration.members:
             if info.id != self.id:
-                role.progress[info.id].promotable = info.promote_when_ready and info.role is MemberRole.LEARNER
+                progress = role.progress[info.id]
+                progress.promotable = info.promote_when_ready and info.role is MemberRole.LEARNER
+                progress.witness = info.role is MemberRole.WITNESS
         for node in sorted(role.progress.keys() - wanted):
             role.departing[node] = (role.progress.pop(node), self._now + config.election_timeout_ns)
         self._replicate_wanted = True
@@ -1025,7 +1077,7 @@ class Raft:
 
     def _replicate_to(self, node: NodeId, progress: Progress) -> None:
         log = self.log
-        last = self._last_for(node)
+        last = self._last_for(progress)
         while progress.may_send:
             if progress.next_index < log.first_index:
                 self._begin_snapshot(node, progress)
@@ -1036,13 +1088,13 @@ class Raft:
                 return
             self._send_append(node, progress)
 
-    def _last_for(self, node: NodeId) -> Index:
+    def _last_for(self, progress: Progress) -> Index:
         """The last entry that this follower may be sent: for a witness only what is durable here.
 
         A witness cannot lead. Held it an entry that no full member has (our disk lost it before its fsync), it would
         refuse every candidate, and a group that needs its vote would have no leader ever again.
         """
-        return self.log.stable_index if self._is_witness(node) else self.log.last_index
+        return self.log.stable_index if progress.witness else self.log.last_index
 
     def _send_append(self, node: NodeId, progress: Progress, *, empty: bool = False) -> None:
         log = self.log
@@ -1050,10 +1102,10 @@ class Raft:
         prev_term = log.term(prev_index)
         assert prev_term is not None, f"prev {prev_index} is compacted away (base {log.snapshot_index})"
         entries: tuple[Entry, ...] = ()
-        last = self._last_for(node)
+        last = self._last_for(progress)
         if not empty and progress.next_index <= last:
             entries = log.slice(progress.next_index, last, self.config.message_bytes_max)
-            if self._is_witness(node):
+            if progress.witness:
                 entries = tuple(_stripped(entry) for entry in entries)
         commit = log.commit_index
         message = AppendEntries(
@@ -1071,10 +1123,6 @@ class Raft:
         elif entries:
             progress.inflights.add(entries[-1].index, sum(len(e.payload) for e in entries))
             progress.next_index = entries[-1].index + 1
-
-    def _is_witness(self, node: NodeId) -> bool:
-        info = self.configuration.member(node)
-        return info is not None and info.role is MemberRole.WITNESS
 
     def _append_reply(self, role: Leader, sender: NodeId, message: AppendEntriesReply) -> None:
         progress = self._peer_progress(role, sender)
@@ -1480,6 +1528,7 @@ class Raft:
             ("outgoing", ",".join(map(node_name, sorted(configuration.outgoing)))),
             ("learners", ",".join(map(node_name, sorted(configuration.learners)))),
         )
+        self._voter_known = None
         self._effects.append(MembersChanged(configuration.members))
         self._commit_wanted = self._configuration_wanted = True
         for peer in list(self._connected):
@@ -1572,7 +1621,7 @@ class Raft:
         self._continue_snapshot(node, progress, 0)
 
     def _continue_snapshot(self, node: NodeId, progress: Progress, offset: int) -> None:
-        if self._is_witness(node):
+        if progress.witness:
             # A witness has no state: the identity of the snapshot is all it needs.
             base = max(self.log.snapshot_index, self._configurations.first_index)
             term = self.log.term(base)

@@ -68,6 +68,11 @@ class Durability:
         else:
             self._release.append(send)
 
+    @property
+    def something_waits(self) -> bool:
+        """Whether the end of a write under way lets go of more than its own `Persist.release`."""
+        return bool(self._deferred or self._releases_due)
+
     def cut(self, index: Index) -> None:
         """Entries from `index` on left the log: no write under way vouches for that range any more."""
         for flight in self._inflight:

@@ -70,6 +70,7 @@ class Progress:
         "snapshot_index",
         "snapshot_offset",
         "state",
+        "witness",
     )
 
     def __init__(self, next_index: Index, messages_max: int, bytes_max: int, now: int) -> None:
@@ -78,6 +79,7 @@ class Progress:
         self.next_index = next_index
         self.inflights = Inflights(messages_max, bytes_max)
         self.probe_sent = False
+        self.witness = False
         self.promotable = False  # a learner that becomes a voter once it has caught up
         self.last_heard = now  # a new leader gives everybody one election timeout to answer (CheckQuorum)
         self.last_append_at = now  # of the last probe sent or answer received

@@ -91,7 +91,8 @@ class Http2Connection(asyncio.Protocol):
             self._cut("protocol", str(failure), None)
             return
         self._in_turn = False
-        self.flush()
+        if self.engine.wants_write:
+            self.flush()
 
     def eof_received(self) -> bool:
         return False  # a client that closes its sending side wants nothing more from HTTP/2

@@ -94,6 +94,10 @@ class Engine(Protocol):
         """Body bytes queued and not yet taken, of one stream, or of all (0)."""
 
     @property
+    def wants_write(self) -> bool:
+        """Whether `take` may have something, or the connection may be at its end. May be true in vain."""
+
+    @property
     def finished(self) -> bool:
         """Nothing more will be read; once `take` is empty the socket can be closed."""
 

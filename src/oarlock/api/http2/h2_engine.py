@@ -273,6 +273,10 @@ class H2Engine:
         return outbox.size if outbox is not None else 0
 
     @property
+    def wants_write(self) -> bool:
+        return True
+
+    @property
     def finished(self) -> bool:
         return self._finished
 

@@ -153,6 +153,11 @@ class Ngh2Engine:
             return 0  # the stream is gone and its bytes with it
 
     @property
+    def wants_write(self) -> bool:
+        connection = self._connection
+        return connection.want_write or not connection.want_read or bool(self._ready)
+
+    @property
     def finished(self) -> bool:
         return not self._connection.want_read
 

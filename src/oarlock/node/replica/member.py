@@ -78,6 +78,7 @@ from oarlock.raft.types import NOBODY, Configuration, Entry, EntryKind, HardStat
 
 NUMBER_MAX: Final = 2**62  # of the driver's proposals; ours begin here
 NEVER: Final = 2**63 - 1
+REQUEST_START_MAX: Final = 2**48  # a process begins the numbers of what it passes on below this, at random
 SECOND: Final = 1_000_000_000
 PUBLISH_RETRY_NS: Final = SECOND
 SNAPSHOT_RETRY_NS: Final = 10 * SECOND  # after a snapshot or checkpoint found no room
@@ -184,7 +185,8 @@ class Member:
         self._arrived: list[_Part] = []  # passed on to us in this turn
         self._handed: dict[int, list[_Part]] = {}  # token -> what the batch holds that the core has not answered for
         self._token = 0
-        self._request = 0
+        # A refusal that was meant for the process before must not pass for one of ours.
+        self._request = rng.randrange(REQUEST_START_MAX)
         self._applied_term: Term = 0
         self._hold_until = 0  # the queue waits for this, or for another leader
         self._held_by: tuple[Term, NodeId] = (0, NOBODY)
