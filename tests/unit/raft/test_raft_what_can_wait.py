@@ -29,8 +29,10 @@ def leader(initial: Configuration) -> tuple[Raft, int]:
     """A leader whose no-op is durable here and acknowledged by member 2, and whose log has one more entry."""
     raft = member(initial)
     now = raft.next_deadline()
-    persist(raft, raft.handle([ev.TimePassed()], now), now)
-    if not raft.is_leader:
+    effects = persist(raft, raft.handle([ev.TimePassed()], now), now)
+    if raft.is_leader:
+        persist(raft, effects, now)
+    else:
         effects = raft.handle([ev.MessageReceived(2, ms.RequestVoteReply(term=1, granted=True))], now)
         persist(raft, effects, now)
         raft.handle([ev.MessageReceived(2, ms.AppendEntriesReply(term=1, success=True, index=1))], now)
