@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from random import Random
 
+import member_group
 import pytest
 
 from oarlock.errors import SyncFailed
 from oarlock.machines.base import Context
 from oarlock.machines.kv import commands as kv
 from oarlock.machines.kv.machine import KvMachine
+from oarlock.raft.events import MessageReceived
+from oarlock.raft.messages import Propose, ProposeReply
 from oarlock.raft.reads import ReadQueue
 from oarlock.raft.types import Configuration, Entry, HardState
 from oarlock.storage import Identity, SnapshotStore, WriteAheadLog
@@ -104,3 +107,30 @@ def test_a_partial_snapshot_whose_sync_failed_is_written_again() -> None:
     assert again.finish()
     disk.power_loss(Random(1))
     assert b"".join(SnapshotStore(disk, "here").open(0, meta).chunks()) == b"state" * 500
+
+
+def test_a_refusal_meant_for_the_process_before_refuses_nothing() -> None:
+    """Numbers of forwarded proposals began at 1 in every life of a process: a late refusal of the life before took the
+    present proposal back, which was forwarded again under another number, and executed twice."""
+    group = member_group.Group()
+    leader = group.elect()
+    follower = next(node for node in group.members if node != leader)
+    sent: list[Propose] = []
+
+    def drop(sender: int, to: int, message: object) -> bool:
+        if isinstance(message, Propose):
+            sent.append(message)
+        return isinstance(message, Propose)
+
+    group.drop = drop
+    group.propose(follower, b"before")
+    (before,) = sent
+    group.crash(follower)
+    group.start(follower)
+    group.run(2 * member_group.TIMEOUT)
+    sent.clear()
+    group.propose(follower, b"now")
+    term = group.members[leader].raft.current_term
+    group.handle(follower, MessageReceived(leader, ProposeReply(term=term, request=before.request, reason="not_leader")))
+    group.run(member_group.TIMEOUT)
+    assert len({message.request for message in sent}) == 1
