@@ -131,6 +131,8 @@ def test_a_refusal_meant_for_the_process_before_refuses_nothing() -> None:
     sent.clear()
     group.propose(follower, b"now")
     term = group.members[leader].raft.current_term
-    group.handle(follower, MessageReceived(leader, ProposeReply(term=term, request=before.request, reason="not_leader")))
+    group.handle(
+        follower, MessageReceived(leader, ProposeReply(term=term, request=before.request, reason="not_leader"))
+    )
     group.run(member_group.TIMEOUT)
     assert len({message.request for message in sent}) == 1

@@ -60,7 +60,11 @@ class Clock:
         self._base, self._since, self._rate = self.read(now), max(now, self._since), rate
 
     def freeze(self, now: int, duration: int) -> None:
-        self._base, self._since = self.read(now), max(now, self._since) + duration
+        self._base, self._since = self.read(now), max(self._since, now + duration)
+
+    def thaw(self, now: int) -> None:
+        """Run again, at the right rate."""
+        self._base, self._since, self._rate = self.read(now), now, 1_000_000
 
     def when(self, local: int) -> int:
         """The world's time at which this clock shows `local`."""

@@ -271,10 +271,10 @@ class World:
         for process in list(self.processes.values()):
             process.paused_until = 0
             process.cpu = self.swarm.cpu
-            process.clock.set_rate(self.now, 1_000_000)
+            process.clock.thaw(self.now)
             process.repair()
             if process.up:
-                process.wake()
+                process.wake_if_up()
             elif not process.halted:
                 process.start()
 
