@@ -76,8 +76,8 @@ class Swarm:
 
 
 TIMED: tuple[str, ...] = (
-    "partition", "bridge", "one_way", "flap", "clog", "reset", "strand", "kill", "power", "crash_all", "pause", "slow_cpu",
-    "hint", "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "drift", "wall", "freeze",
+    "partition", "bridge", "one_way", "flap", "clog", "reset", "strand", "kill", "power", "crash_all", "pause",
+    "slow_cpu", "hint", "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "drift", "wall", "freeze",
     "transfer", "members", "replace",
 )  # fmt: skip
 """The classes that strike now and then; the others colour everything."""
