@@ -454,8 +454,10 @@ def test_a_checkpoint_never_runs_ahead_of_the_own_log() -> None:
     done = group.machines[slow].disk[0]
     group.propose(leader, b"x")
     group.settle()
+    group.propose(leader, b"y")  # its entry brings the word that x is committed
+    group.settle()
     group.run(50 * MS)
-    assert group.machines[slow].commands == [b"x"], "committed without the slow member"
+    assert group.machines[slow].commands[:1] == [b"x"], "committed without the slow member"
     for _ in range(600):
         group.now += 20 * MS
         for node in group.members:
