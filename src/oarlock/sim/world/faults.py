@@ -149,8 +149,8 @@ class Faults:
         for turn in range(1 + draw.draw(6)):
             client = world.clients[draw.draw(len(world.clients))]
             world.later(world.swarm.timeout * (turn + draw.draw(4)) // 8, client.ask_here, leader)
-        if draw.draw(4) == 3:
-            world.later(world.swarm.timeout // 2, self._end, leader)
+        if draw.draw(2):
+            world.later(world.swarm.timeout * (1 + draw.draw(8)) // 4, self._end, leader)
 
     def _end(self, process: Process) -> None:
         if process.up and not self._world.healed:

@@ -55,6 +55,7 @@ class Shrinker:
 
     def shrink(self) -> Replay:
         """The shortest that was found within the budget of attempts."""
+        self._cut_tail()
         self._drop_classes()
         self._cut_tail()
         for kind in KINDS:
@@ -82,9 +83,13 @@ class Shrinker:
         if self.outcome.phase == "safety":
             self._try(msgspec.structs.replace(self.best, stop_after=self.outcome.turns + 1))
             return
-        events = self.best.events // 2
-        while events > 8 and self._try(msgspec.structs.replace(self.best, events=events)):
-            events //= 2
+        low, high = 1, min(self.best.events, self.outcome.turns)
+        while high - low > 8:
+            middle = (low + high) // 2
+            if self._try(msgspec.structs.replace(self.best, events=middle)):
+                high = middle
+            else:
+                low = middle
 
     def _take_back(self, prefix: str) -> None:
         """Delta debugging over the choices whose kind begins with `prefix`."""

@@ -148,7 +148,7 @@ def draw_swarm(choices: Choices, off: frozenset[str]) -> Swarm:
         crash_effect=0,
         crash_recovery=0,
         cpu=draw.scaled(10_000, max(20_000, timeout // 200)),
-        sync=draw.scaled(20_000, max(40_000, timeout // 20)),
+        sync=draw.scaled(20_000, max(40_000, timeout // 5)),
         job=draw.scaled(20_000, max(40_000, timeout // 4)),
         chunk_bytes=draw.scaled(100, 4000),
         clients=draw.between(1, 4),
