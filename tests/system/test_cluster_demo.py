@@ -77,7 +77,14 @@ def members_of(parent: int) -> set[int]:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_demo_that_is_stopped_leaves_no_member_behind(way: signal.Signals) -> None:
-    process = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        # A shell that runs tests in the background makes them ignore Ctrl-C, and that is inherited.
+        ["/usr/bin/env", "--default-signal=INT", *COMMAND],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT,
+    )
     try:
         assert process.stdout is not None
         directory = ""

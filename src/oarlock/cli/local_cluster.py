@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import http.client
 import importlib.util
 import os
@@ -138,20 +137,14 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str, *, poll
         time.sleep(poll)
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """What a child does between fork and exec so that the kernel kills it when its parent thread ends (Linux only)."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)  # loaded here: after the fork only async-signal-safe things should happen
-    parent = os.getpid()
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+def _dies_with_parent() -> tuple[str, ...]:
+    """What to put before a command so that the kernel kills it when the thread that started it ends (Linux only).
 
-    def prepare() -> None:
-        libc.prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return prepare
+    A program does it rather than a function between fork and exec: that would be a real fork, in which other libraries
+    of this process (gRPC's, say) run handlers of their own and may kill the child.
+    """
+    program = shutil.which("setpriv")
+    return (program, "--pdeathsig", "KILL", "--") if program is not None else ()
 
 
 class MemberProcess:
@@ -337,7 +330,7 @@ class LocalCluster:
         # One thread starts all processes and lives as long as the cluster: the kernel ties the life of a child to the
         # thread that forked it, and a caller's thread may end before.
         self._launcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="member-launcher")
-        self._prepare = _die_with_parent()
+        self._before = _dies_with_parent()
         self._closed = False
         ports = free_ports(2 * size)
         self.members: list[MemberProcess] = []
@@ -411,22 +404,19 @@ class LocalCluster:
 
     def _launch(self, arguments: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start one process from the launcher's thread, in a session of its own (Ctrl-C is then for us alone)."""
-
+        if shutil.which(arguments[0]) is None:
+            raise ProgramMissing(f"cannot start {arguments[0]}: there is no such program")
         # Options of the caller's own environment would reach every member alike; the command line says all that counts.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OARLOCK_", "ETCD_"))}
 
         def launch() -> subprocess.Popen[bytes]:
-            try:
-                return subprocess.Popen(  # noqa: S603
-                    arguments,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**inherited, **self.program.environment},
-                    start_new_session=True,
-                    preexec_fn=self._prepare,
-                )
-            except FileNotFoundError as error:
-                raise ProgramMissing(f"cannot start {arguments[0]}: {error.strerror}") from error
+            return subprocess.Popen(  # noqa: S603
+                [*self._before, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**inherited, **self.program.environment},
+                start_new_session=True,
+            )
 
         return self._launcher.submit(launch).result()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from oarlock.errors import ConfigurationError, Corrupt, Overloaded, StorageError
+from oarlock.errors import ConfigurationError, Corrupt, DiskFull, Overloaded, StorageError
 from oarlock.raft.types import Entry, GroupId, HardState, Index, SnapshotMeta, Term
 from oarlock.storage.disk import SECTOR_BYTES, Disk, File, Lock, aligned
 from oarlock.storage.records import (
@@ -359,6 +359,11 @@ class WriteAheadLog:
             self._commit()
             if note:
                 self._write_watermark()
+        except DiskFull as error:
+            # What is durable stays so, and must be known to be: on a full disk a start could not copy the tail.
+            self._failed = error
+            self._write_watermark()
+            raise
         except BaseException as error:
             self._failed = error
             raise
