@@ -7,6 +7,7 @@ minimised, what has to be sent to an empty store to see the difference.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import shutil
@@ -20,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.clusters import find_leader
 from tests.support.single_backend import SingleBackend, make_machine
 
 from oarlock.api import proto
 from oarlock.api.metrics import Metrics
 from oarlock.api.server import start_api
+from oarlock.cli.local_cluster import LocalCluster, oarlock_program
 
 grpc = pytest.importorskip("grpc")
 
@@ -203,9 +206,30 @@ def _children(pid: int) -> list[int]:
     return [int(p) for p in path.read_text().split()] if path.exists() else []
 
 
-@pytest.fixture
-def ours() -> Iterator[Callable[[], Target]]:
-    """Starts our API over an empty machine, as often as it is called."""
+@pytest.fixture(params=["api", "cluster"])
+def ours(request: pytest.FixtureRequest) -> Iterator[Callable[[], Target]]:
+    """Starts a server of ours with an empty store, as often as it is called: the API over a machine in this process, or
+    three members of a cluster, of which a follower is asked, so that every write is forwarded."""
+    started: Iterator[Callable[[], Target]] = _api() if request.param == "api" else _cluster()
+    yield next(started)
+    next(started, None)
+
+
+def _cluster() -> Iterator[Callable[[], Target]]:
+    with contextlib.ExitStack() as stack:
+
+        def start() -> Target:
+            cluster = stack.enter_context(LocalCluster(oarlock_program(), 3))
+            cluster.start()
+            leader = find_leader(cluster)
+            target = Target(next(member.endpoint for member in cluster.members if member is not leader))
+            stack.callback(target.channel.close)
+            return target
+
+        yield start
+
+
+def _api() -> Iterator[Callable[[], Target]]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -409,6 +433,8 @@ def minimise(requests: list[Request], etcd: Callable[[], Target], us: Callable[[
     return kept
 
 
+@pytest.mark.system
+@pytest.mark.timeout(600)
 def test_the_same_requests_get_the_same_answers(real: Callable[[], Target], ours: Callable[[], Target]) -> None:
     generator = Generator(SEED)
     etcd, us = real(), ours()
