@@ -116,7 +116,7 @@ def test_a_planted_defect_is_found(plant: Callable[[Patch], None], invariants: s
 def test_a_failure_shrinks_to_a_replay_that_fails_alike(monkeypatch: Patch) -> None:
     answer_reads_before_they_are_applied(monkeypatch)
     failure = first_failure()
-    shrinker = Shrinker(Replay(seed=failure.seed), attempts=25)
+    shrinker = Shrinker(Replay(seed=failure.seed), attempts=12)
     small = shrinker.shrink()
     again = run_replay(Replay.load(small.dump(), "the dump"), keep=None)
     assert again.invariant == failure.invariant == small.invariant
