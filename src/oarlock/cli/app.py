@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "config": Lazy("oarlock.cli.config", "config", "Look at the configuration."),
     "demo": Lazy("oarlock.cli.demo", "demo", "Run a three-member cluster here, kill its leader and compare all data."),
     "serve": Lazy("oarlock.cli.serve", "serve", "Run one member of a cluster that speaks etcd's API."),
+    "sim": Lazy("oarlock.cli.sim", "sim", "Run seeds of the simulated world."),
     "version": Lazy("oarlock.cli.version", "version", "Print the version."),
     "wal": Lazy("oarlock.cli.wal", "wal", "Verify or print a write-ahead log."),
 }

@@ -52,6 +52,7 @@ from oarlock.raft.events import (
     ReleaseLog,
     Send,
     SendSnapshot,
+    SnapshotLost,
     SnapshotWritten,
     TimePassed,
     TransferDone,
@@ -788,8 +789,9 @@ class Node:
         def done(data: Any, error: BaseException | None) -> None:
             if self.halted.done() or self._stopping:
                 return
-            if isinstance(error, StorageError):  # the leader asks for another one when the follower asks again
+            if isinstance(error, StorageError):
                 log.error('snapshot not read node=%x index=%d error="%s"', self.member_id, snapshot.index, error)
+                self._event(SnapshotLost(snapshot))  # another one will be made
             elif error is not None:
                 self._halt(error)
             else:

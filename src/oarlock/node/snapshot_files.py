@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from oarlock.errors import StorageError
 from oarlock.machines.base import Capture
 from oarlock.raft.events import WriteChunk
 from oarlock.raft.types import GroupId, Index, SnapshotMeta
@@ -37,13 +38,26 @@ class SnapshotFiles:
             capture.close()
 
     def read(self, meta: SnapshotMeta, offset: int) -> bytes:
-        """One chunk to send."""
-        if self._sending is None or self._sending[0] != meta:
-            if self._sending is not None:
-                self._sending[1].close()
-                self._sending = None
-            self._sending = (meta, self._store.open(self._group, meta))
+        """One chunk to send. Raises `StorageError` if the file is not, or no longer, what `meta` says.
+
+        It is read whole before its first chunk leaves, so that rot is found here and not by a receiver that would ask
+        for the same bytes for ever.
+        """
+        if self._sending is None or self._sending[0] != meta or offset == 0:
+            self._stop_sending()
+            reader = self._store.open(self._group, meta)
+            self._sending = (meta, reader)
+            try:
+                reader.verify()
+            except StorageError:
+                self._stop_sending()
+                raise
         return self._sending[1].read(offset, SEND_CHUNK_BYTES)
+
+    def _stop_sending(self) -> None:
+        if self._sending is not None:
+            self._sending[1].close()
+            self._sending = None
 
     def receive(self, chunk: WriteChunk) -> tuple[int, bool]:
         """Take one chunk; returns (the offset wanted next, whether the snapshot is complete and durable)."""
@@ -79,7 +93,5 @@ class SnapshotFiles:
 
     def close(self) -> None:
         """Let go of open files."""
-        if self._sending is not None:
-            self._sending[1].close()
-            self._sending = None
+        self._stop_sending()
         self._stop_receiving()

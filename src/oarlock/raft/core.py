@@ -46,6 +46,7 @@ from oarlock.raft.events import (
     Restored,
     Send,
     SendSnapshot,
+    SnapshotLost,
     SnapshotWritten,
     StartSnapshot,
     TimePassed,
@@ -427,6 +428,8 @@ class Raft:
                 self._peer_down(peer)
             case SnapshotWritten(snapshot):
                 self._snapshot_written(snapshot)
+            case SnapshotLost(snapshot):
+                self._snapshot_lost(snapshot)
             case ChunkWritten():
                 self._chunk_written(event)
             case Restored(snapshot):
@@ -1711,6 +1714,18 @@ class Raft:
                 self._durability.mark_snapshot(snapshot, release_to=base)
             else:
                 self._durability.mark_snapshot(snapshot, release_to=None)
+
+    def _snapshot_lost(self, snapshot: SnapshotMeta) -> None:
+        """A snapshot that cannot be read serves nobody: who needs one gets a new one."""
+        if self.snapshot is None or self.snapshot.index != snapshot.index:
+            return
+        self._trace("snapshot_lost", ("snapshot", entry_name(snapshot.term, snapshot.index)))
+        self.snapshot = None
+        role = self.role
+        if isinstance(role, Leader):
+            for node, progress in role.progress.items():
+                if progress.state is ProgressState.SNAPSHOT and progress.snapshot_index == snapshot.index:
+                    self._continue_snapshot(node, progress, 0)
 
     def _compaction_base(self, index: Index) -> Index:
         """How much of the log to keep behind a snapshot at `index`: a tail, and what a snapshot under way will need

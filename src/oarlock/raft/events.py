@@ -128,6 +128,13 @@ class SnapshotWritten:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotLost:
+    """The file of `snapshot`, which was to be sent, is rotten or gone: it must not be asked for again."""
+
+    snapshot: SnapshotMeta
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkWritten:
     """A chunk of a snapshot being received is in its partial file; `next_offset` is what to ask for next.
 
@@ -167,6 +174,7 @@ Event: TypeAlias = (
     | PeerConnected
     | PeerDown
     | SnapshotWritten
+    | SnapshotLost
     | ChunkWritten
     | Restored
     | DiskHealth

@@ -24,6 +24,7 @@ from oarlock.raft.events import (
     ReleaseLog,
     Send,
     SendSnapshot,
+    SnapshotLost,
     SnapshotWritten,
     TimePassed,
     TransferDone,
@@ -84,6 +85,7 @@ MemberEvent: TypeAlias = (
     | TransferRequested
     | PeerConnected
     | PeerDown
+    | SnapshotLost
     | SnapshotWritten
     | CheckpointWritten
     | SnapshotFailed
