@@ -59,7 +59,7 @@ from oarlock.raft.events import (
     TransferRequested,
     WriteChunk,
 )
-from oarlock.raft.messages import AppendEntriesReply, InstallSnapshot, Message
+from oarlock.raft.messages import AppendEntriesReply, HeartbeatReply, InstallSnapshot, Message
 from oarlock.raft.types import MemberInfo, NodeId
 from oarlock.transport.handshake import LocalIdentity, PeerAddress
 
@@ -73,6 +73,8 @@ DISK_WINDOWS_SICK: Final = 3  # so many bad windows in a row make a sick disk, s
 RETRY_FULL_DISK_S: Final = 10.0
 READ_WAITERS_MAX: Final = 100_000  # reads waiting for a barrier
 QUIET_TRACES: Final = frozenset({"ignored", "vote_granted", "election_lost", "compacted", "became_precandidate"})
+
+_ANSWERS: Final = (AppendEntriesReply, HeartbeatReply)
 
 Done = Callable[[Any], None]
 
@@ -476,12 +478,12 @@ class Node:
                 continue
             inbox.append(MessageReceived(sender, message))
             if not urgent:
-                # The slower half of the acknowledgements changes nothing any more: no turn of its own for them.
-                urgent = type(message) is not AppendEntriesReply or not self._can_wait(sender, message)
+                # The slower half of the answers changes nothing any more: no turn of its own for them.
+                urgent = not (isinstance(message, _ANSWERS) and self._can_wait(sender, message))
         if urgent and not self._turn_due:
             self._schedule()
 
-    def _can_wait(self, sender: int, message: AppendEntriesReply) -> bool:
+    def _can_wait(self, sender: int, message: AppendEntriesReply | HeartbeatReply) -> bool:
         return len(self._inbox) < WAITING_EVENTS_MAX and self.member.raft.reply_can_wait(sender, message)
 
     def _peer_connected(self, peer: int, incarnation: int) -> None:

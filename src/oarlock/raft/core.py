@@ -281,22 +281,28 @@ class Raft:
             )
         return isinstance(role, Follower)
 
-    def reply_can_wait(self, sender: NodeId, message: AppendEntriesReply) -> bool:
-        """Whether nothing would follow from this answer: it acknowledges only what is committed, from a follower that
-        has been sent everything and has room for more."""
+    def reply_can_wait(self, sender: NodeId, message: AppendEntriesReply | HeartbeatReply) -> bool:
+        """Whether nothing would follow from this answer, of a follower that has been sent everything: it acknowledges
+        only what is committed, or a heartbeat for which no read waits any more."""
         role = self.role
-        if not isinstance(role, Leader) or not message.success or message.term != self.current_term:
+        if not isinstance(role, Leader) or message.term != self.current_term:
             return False
         progress = role.progress.get(sender)
+        if (
+            progress is None
+            or progress.state is not ProgressState.REPLICATE
+            or progress.next_index <= self.log.last_index
+            or role.transfer is not None
+            or self.configuration.joint
+        ):
+            return False
+        if isinstance(message, HeartbeatReply):
+            return not (role.reads_round or self.config.lease_reads) and progress.match_index == self.log.last_index
         return (
-            progress is not None
+            message.success
             and message.index <= self.log.commit_index
-            and progress.state is ProgressState.REPLICATE
-            and progress.next_index > self.log.last_index
             and not progress.inflights.full
             and not progress.promotable
-            and role.transfer is None
-            and not self.configuration.joint
         )
 
     def take_traces(self) -> list[Trace]:

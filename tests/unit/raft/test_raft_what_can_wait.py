@@ -111,3 +111,22 @@ def test_a_candidates_write_and_a_held_answer_cannot_wait() -> None:
     assert raft.persisted_can_wait()  # its acknowledgement is released by the write itself
     raft.handle([ev.MessageReceived(2, message)], now)
     assert not raft.persisted_can_wait()  # a repeated one waits for that write
+
+
+def test_a_heartbeats_answer_waits_only_when_no_read_does() -> None:
+    raft, now = leader(Configuration.of_voters(1, 2, 3))
+    effects = raft.handle([ev.ReadRequested(7)], now)
+    rounds = {e.message.round for e in effects if isinstance(e, ev.Send) and isinstance(e.message, ms.Heartbeat)}
+    assert len(rounds) == 1
+    reply = ms.HeartbeatReply(term=1, round=rounds.pop(), sent=now)
+    assert not raft.reply_can_wait(2, reply)
+    effects = raft.handle([ev.MessageReceived(2, reply)], now)
+    assert ev.ReadReady(7, 1) in effects
+    assert raft.reply_can_wait(3, reply)
+
+
+def test_a_heartbeats_answer_of_a_follower_that_misses_something_cannot_wait() -> None:
+    """What was sent may be lost; the answer is what finds out."""
+    raft, now = leader(Configuration.of_voters(1, 2, 3))
+    raft.handle([ev.Proposed(1, b"x")], now)
+    assert not raft.reply_can_wait(3, ms.HeartbeatReply(term=1, round=0, sent=now))
