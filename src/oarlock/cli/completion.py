@@ -14,7 +14,7 @@ def completion(shell: str) -> None:
     """Print the completion script for SHELL.
 
     \b
-    For this session:  eval "$(oarlock completion bash)"
+    For this shell:    eval "$(oarlock completion bash)"
     For all sessions:  oarlock completion fish > ~/.config/fish/completions/oarlock.fish
     """
     from click.shell_completion import get_completion_class

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from abc import ABC, abstractmethod
 from typing import Protocol, cast
 
 from oarlock.api.http2.authority import AuthorityMender
@@ -41,7 +42,7 @@ class Http2Host(Protocol):
         """Count a connection or stream that was cut, by its reason."""
 
 
-class Http2Connection(asyncio.Protocol):
+class Http2Connection(asyncio.Protocol, ABC):
     """One client connection after its preface was recognised.
 
     `reading_stops` counts the reasons for not reading (a full socket, a full inbox); it is read only at zero.
@@ -118,17 +119,21 @@ class Http2Connection(asyncio.Protocol):
     def on_lost(self) -> None:
         """The connection is gone: let go of everything."""
 
+    @abstractmethod
     def on_request(self, stream_id: int, headers: Headers, end_stream: bool) -> None:
-        raise NotImplementedError
+        """A request's headers came; with `end_stream` it has no body."""
 
+    @abstractmethod
     def on_data(self, stream_id: int, data: bytes, end_stream: bool) -> None:
-        raise NotImplementedError
+        """A piece of a request's body came."""
 
+    @abstractmethod
     def on_end(self, stream_id: int) -> None:
-        raise NotImplementedError
+        """The client has said everything on this stream (trailers ended it)."""
 
+    @abstractmethod
     def on_closed(self, stream_id: int, error_code: int) -> None:
-        raise NotImplementedError
+        """The stream is gone, whoever ended it."""
 
     def touch(self) -> None:
         """Something was given to the engine: write it at the end of this turn."""
