@@ -19,7 +19,7 @@ from starlette.routing import Route
 from uvicorn.server import ServerState
 
 from oarlock.api.backend import Backend
-from oarlock.api.etcd.service import CLUSTER_VERSION, ETCD_VERSION
+from oarlock.api.etcd.context import CLUSTER_VERSION, ETCD_VERSION
 from oarlock.api.limits import Limits
 from oarlock.api.metrics import Metrics
 from oarlock.errors import RaftError

@@ -56,7 +56,9 @@ RELEASE_ENTRIES = 128
 RESTORE_BATCH_BYTES = 8 << 20
 """How much a restore writes in one transaction: the bound of its memory."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 may hold tables that 1 has not; what is older is marked as 2 when it is opened."""
+
 
 _BUCKET_KEY_BYTES = KEY_BYTES_DIRECT + 1
 _CRC_RESIDUE = 0x2144DF1C  # the CRC-32 of anything followed by its own CRC-32
@@ -665,13 +667,23 @@ class LmdbStore:
             self._env.lmdb.close()
             raise
         version = _U64.unpack(raw)[0] if raw is not None else 0
-        if version != FORMAT_VERSION:
+        if not 1 <= version <= FORMAT_VERSION:
             self._env.lmdb.close()
             raise WrongDirectory(
-                f"{self._env.path} has format {version}, and this version of Oarlock reads format {FORMAT_VERSION}: "
-                "start it with the version that wrote it",
+                f"{self._env.path} has format {version}, and this version of Oarlock reads formats 1 to "
+                f"{FORMAT_VERSION}: start it with the version that wrote it",
                 path=self._env.path,
             )
+        if version < FORMAT_VERSION:
+            # An older version would not see the newer tables: it must refuse this file from now on.
+            self._txn.abort()
+            try:
+                with self._env.lmdb.begin(write=True) as txn:
+                    txn.put(_FORMAT_KEY, _seal(_FORMAT_KEY, _U64.pack(FORMAT_VERSION)), db=self._env.store_db)
+            except lmdb.Error as error:
+                self._env.lmdb.close()
+                raise _storage_error(error, "cannot write", self._env.path) from error
+            self._begin_reading()
 
     def _begin_reading(self) -> None:
         """Read what is on disk now; the tables follow."""

@@ -28,6 +28,7 @@ from oarlock.machines.kv.commands import (
     encode,
 )
 from oarlock.machines.kv.encoding import decode_key_value, encode_key_value
+from oarlock.machines.kv.layout import ALARMS, AUTH, LEASE_KEYS, LEASES
 from oarlock.machines.kv.machine import TXN_DEPTH_MAX, KvMachine
 
 ALL = (b"\0", b"\0")
@@ -282,6 +283,39 @@ def test_the_annex_is_part_of_the_state(kv: Client) -> None:
     copy.restore(capture.index, capture.chunks())
     capture.close()
     assert copy.annex_items() == machine.annex_items()
+
+
+def test_a_capture_names_the_oldest_format_that_can_hold_it(kv: Client) -> None:
+    kv(Put(b"k", b"v"))
+    capture = kv.machine.capture()
+    if kv.machine.durable:
+        checkpoint = kv.machine.checkpoint()
+        checkpoint.write()
+        kv.machine.checkpointed(checkpoint)
+        capture.close()
+        capture = kv.machine.capture()
+    plain = b"".join(capture.chunks())
+    capture.close()
+    assert plain[:12] == b"OARLOCK\x01KV" + b"\x01\x00"
+
+
+def test_tables_of_format_2_go_through_a_capture() -> None:
+    kv = Client(KvMachine.in_memory())
+    kv(Put(b"k", b"v"))
+    for table in (LEASES, LEASE_KEYS, AUTH, ALARMS):
+        kv.machine._store.table(table).put(table.encode(), b"value of " + table.encode())
+    data = b"".join(kv.machine.capture().chunks())
+    assert data[10:12] == b"\x02\x00"
+    copy = KvMachine.in_memory()
+    copy.restore(1, [data])
+    for table in (LEASES, LEASE_KEYS, AUTH, ALARMS):
+        assert copy._store.table(table).get(table.encode()) == b"value of " + table.encode()
+    newer = data[:10] + b"\x03\x00" + data[12:]
+    with pytest.raises(ValueError, match=r"format 3.*formats 1 to 2"):
+        copy.restore(1, [newer])
+    older = data[:10] + b"\x01\x00" + data[12:]
+    with pytest.raises(ValueError, match="table 5"):
+        copy.restore(1, [older])
 
 
 def test_a_big_value_goes_through_a_capture(kv: Client) -> None:

@@ -208,10 +208,29 @@ def test_a_damaged_or_foreign_directory_is_refused(tmp_path: Path) -> None:
         LmdbStore(path, ["t"])
     file.write_bytes(sound)
     with lmdb.open(str(file), subdir=False, max_dbs=9) as env, env.begin(write=True) as txn:
-        version = lmdb_store._U64.pack(2)
+        version = lmdb_store._U64.pack(3)
         txn.put(b"format version", lmdb_store._seal(b"format version", version), db=env.open_db(b".store", txn))
-    with pytest.raises(WrongDirectory, match="format 2"):
+    with pytest.raises(WrongDirectory, match="format 3"):
         LmdbStore(path, ["t"])
+
+
+def test_a_state_of_format_1_opens_and_is_format_2_from_then_on(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    store = LmdbStore(path, ["t"])
+    store.table("t").put(b"k", b"v")
+    store.commit(1, 2)
+    checkpoint(store)
+    store.close()
+    with lmdb.open(str(data_file(path)), subdir=False, max_dbs=9) as env, env.begin(write=True) as txn:
+        version = lmdb_store._U64.pack(1)
+        txn.put(b"format version", lmdb_store._seal(b"format version", version), db=env.open_db(b".store", txn))
+    store = LmdbStore(path, ["t", "new"])
+    assert store.table("t").get(b"k") == b"v"
+    assert store.table("new").count() == 0
+    store.close()
+    with lmdb.open(str(data_file(path)), subdir=False, max_dbs=9) as env, env.begin() as txn:
+        sealed = txn.get(b"format version", db=env.open_db(b".store", txn))
+    assert sealed == lmdb_store._seal(b"format version", lmdb_store._U64.pack(2)), "an older version would lose tables"
 
 
 def test_the_map_grows(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ error texts.
 Public: `EtcdService`, `ETCD_VERSION`, `CLUSTER_VERSION`.
 """
 
-from oarlock.api.etcd.service import CLUSTER_VERSION, ETCD_VERSION, EtcdService
+from oarlock.api.etcd.context import CLUSTER_VERSION, ETCD_VERSION
+from oarlock.api.etcd.service import EtcdService
 
 __all__ = ["CLUSTER_VERSION", "ETCD_VERSION", "EtcdService"]

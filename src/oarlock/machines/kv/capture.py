@@ -4,12 +4,13 @@ The stream, cut into chunks of at most 1 MiB wherever a chunk is full:
 
 - `OARLOCK\\x01KV` and the format's version (2 bytes);
 - the header: applied index, revision, compacted revision, number of keys (8 bytes each, signed), digest (16 bytes);
-- records: table (1 byte: 1 annex, 2 current, 3 tombstones, 4 log), length of key and of value (4 bytes each), key,
-  value; tables in this order, keys ascending;
+- records: table (1 byte: 1 annex, 2 current, 3 tombstones, 4 log, and in format 2 also 5 leases, 6 lease_keys, 7 auth,
+  8 alarms), length of key and of value (4 bytes each), key, value; tables in this order, keys ascending;
 - the end: a zero byte, the number of records (8 bytes), BLAKE2b-256 of all bytes before it.
 
 Numbers are little-endian. What compaction has made unreachable but not yet purged is left out, so members at one index
-write the same bytes however far each of them has purged.
+write the same bytes however far each of them has purged. A state without leases, users and alarms is written in
+format 1, which older versions read.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from hashlib import blake2b
 from itertools import islice
 
 from oarlock.machines.kv.layout import (
+    ALARMS,
     ANNEX,
+    AUTH,
     CURRENT,
+    LEASE_KEYS,
+    LEASES,
     LOG,
     META,
     PLACE,
@@ -34,7 +39,9 @@ from oarlock.machines.kv.layout import (
 from oarlock.machines.store import Replacement, View
 
 CHUNK_BYTES = 1 << 20
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest format; every older one is read too."""
+
 RECORD_BYTES_MAX = 64 << 20
 """The longest key or value that a capture is believed to hold: a length from a bad stream reserves no memory."""
 
@@ -46,8 +53,9 @@ _LENGTHS = struct.Struct("<II")  # of a record, behind its table
 _COUNT = struct.Struct("<Q")
 _DIGEST_BYTES = 32
 _PIECES_AT_ONCE = 256
-_ORDER = ((1, ANNEX), (2, CURRENT), (3, TOMBSTONES), (4, LOG))
-_NAMES = dict(_ORDER)
+_ORDER_1 = ((1, ANNEX), (2, CURRENT), (3, TOMBSTONES), (4, LOG))
+_ORDER_2 = ((5, LEASES), (6, LEASE_KEYS), (7, AUTH), (8, ALARMS))
+_NAMES_OF_FORMAT = {1: dict(_ORDER_1), 2: dict(_ORDER_1 + _ORDER_2)}
 
 
 class KvCapture:
@@ -78,11 +86,12 @@ class KvCapture:
     def _pieces(self) -> Iterator[bytes]:
         view = self._view
         state = unpack_state(view.get(META, STATE_KEY))
-        yield _MAGIC + _VERSION.pack(FORMAT_VERSION)
+        version = 2 if any(True for _, name in _ORDER_2 for _ in view.items(name)) else 1
+        yield _MAGIC + _VERSION.pack(version)
         yield _HEADER.pack(view.index, state.revision, state.compact_revision, state.keys, state.digest)
         pack = _RECORD.pack
         count = 0
-        for tag, name in _ORDER:
+        for tag, name in _ORDER_1 + _ORDER_2 if version == 2 else _ORDER_1:
             for key, value in view.items(name):
                 if name == TOMBSTONES and PLACE.unpack(value)[0] <= state.compact_revision:
                     continue
@@ -139,23 +148,26 @@ def read_capture(index: int, chunks: Iterable[bytes], replacement: Replacement) 
     if stream.take(len(_MAGIC)) != _MAGIC:
         raise ValueError("not a capture of a key-value machine")
     (version,) = _VERSION.unpack(stream.take(_VERSION.size))
-    if version != FORMAT_VERSION:
-        raise ValueError(f"the capture has format {version}, and this version of Oarlock reads format {FORMAT_VERSION}")
+    names = _NAMES_OF_FORMAT.get(version)
+    if names is None:
+        raise ValueError(
+            f"the capture has format {version}, and this version of Oarlock reads formats 1 to {FORMAT_VERSION}"
+        )
     at, revision, compact_revision, keys, digest = _HEADER.unpack(stream.take(_HEADER.size))
     if at != index:
         raise ValueError(f"the capture was taken at index {at}, not at {index}")
-    counts = dict.fromkeys(_NAMES.values(), 0)
+    counts = dict.fromkeys(names.values(), 0)
     last = 0
     while tag := stream.take(1)[0]:
-        if tag not in _NAMES or tag < last:
+        if tag not in names or tag < last:
             raise ValueError(f"table {tag} follows table {last} in the capture")
         last = tag
         key_size, value_size = _LENGTHS.unpack(stream.take(_LENGTHS.size))
         if key_size > RECORD_BYTES_MAX or value_size > RECORD_BYTES_MAX:
             raise ValueError(f"the capture has a record of {key_size} + {value_size} bytes")
         data = stream.take(key_size + value_size)
-        replacement.put(_NAMES[tag], data[:key_size], data[key_size:])
-        counts[_NAMES[tag]] += 1
+        replacement.put(names[tag], data[:key_size], data[key_size:])
+        counts[names[tag]] += 1
     (count,) = _COUNT.unpack(stream.take(_COUNT.size))
     stream.finish()
     if count != sum(counts.values()) or keys != counts[CURRENT]:

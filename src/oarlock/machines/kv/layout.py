@@ -6,7 +6,8 @@ import struct
 from typing import NamedTuple
 
 CURRENT, LOG, TOMBSTONES, ANNEX, META = "current", "log", "tombstones", "annex", "meta"
-TABLES = (ANNEX, CURRENT, TOMBSTONES, LOG, META)
+LEASES, LEASE_KEYS, AUTH, ALARMS = "leases", "lease_keys", "auth", "alarms"
+TABLES = (ANNEX, CURRENT, TOMBSTONES, LOG, META, LEASES, LEASE_KEYS, AUTH, ALARMS)
 
 PLACE = struct.Struct(">QI")
 """Main and sub revision, as keys of the log: their bytes sort like the numbers."""

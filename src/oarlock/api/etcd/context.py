@@ -1,0 +1,165 @@
+"""What every etcd service shares: the backend, the response header, batched linearizable reads, proposals and refusals.
+
+Writes become one command each and are answered from the machine's result. Linearizable reads that arrive in one turn
+share one read barrier. Nothing here creates a task or a future for a unary call.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, cast
+
+from google.protobuf.message import DecodeError
+
+from oarlock.api.backend import Backend
+from oarlock.api.etcd import codec, errors
+from oarlock.api.grpc import Call, Code, RpcError, StreamCall
+from oarlock.api.limits import Limits
+from oarlock.errors import RaftError
+from oarlock.machines.kv import commands
+from oarlock.machines.kv.commands import Range, RangeResult, Refused
+
+log = logging.getLogger(__name__)
+
+ETCD_VERSION = "3.5.0+oarlock"
+"""The release whose API we speak, as a semantic version with our name as build metadata."""
+
+CLUSTER_VERSION = "3.5.0"
+
+RAFT_REQUEST_OVERHEAD_BYTES = 18
+"""What etcd adds to a request before it compares it with --max-request-bytes (measured at the limit; it varies by 1
+with the random request id)."""
+
+
+class KvReads(Protocol):
+    """What the API reads from the key-value machine."""
+
+    @property
+    def revision(self) -> int: ...
+    @property
+    def compact_revision(self) -> int: ...
+    def range(self, request: Range) -> RangeResult | Refused: ...
+    def range_one(self, key: bytes) -> bytes | None:
+        """The encoded KeyValue of `key` now."""
+
+
+class ServiceContext:
+    """One member's port as its services see it."""
+
+    def __init__(self, backend: Backend, limits: Limits) -> None:
+        self.backend = backend
+        self.kv = cast(KvReads, backend.kv)
+        self.limits = limits
+        self.header = codec.HeaderEncoder(backend.cluster_id, backend.member_id).encode
+        """`header(revision, term)`: an encoded ResponseHeader, as field 1 of any response."""
+
+        self.propose = backend.propose
+        self.encode = commands.encode
+        self.message_bytes_max = limits.request_bytes_max - RAFT_REQUEST_OVERHEAD_BYTES
+        self.is_learner = backend.status().is_learner
+        self._reads: list[tuple[Call, Callable[[Call], None]]] = []
+
+    def refresh(self) -> None:
+        """Called about once a second: what is too dear to ask for at every request."""
+        self.is_learner = self.backend.status().is_learner
+
+    # -- before every request of a kind
+    def may_replicate(self, call: Call, size: int) -> None:
+        """Raises `RpcError` unless a request of `size` bytes may go into the log from here."""
+        if size > self.message_bytes_max:
+            raise RpcError(*errors.REQUEST_TOO_LARGE)
+        self.may_serve(call)
+
+    def may_serve(self, call: Call) -> None:
+        """Raises `RpcError` unless this member may serve what a learner may not."""
+        if self.is_learner:
+            raise RpcError(*errors.NOT_FOR_LEARNER)
+        if call.need_leader and not self.backend.status().leader:
+            raise RpcError(*errors.NO_LEADER)
+
+    def submit(self, call: Call, command: commands.Command, done: Callable[[Call, object], None]) -> None:
+        """Replicate `command`, then `done(call, result)` with the machine's result or a `RaftError`."""
+        try:
+            self.propose(self.encode(command), partial(done, call))
+        except RaftError as error:
+            call.fail(*errors.of_raft_error(error))
+
+    # -- reads
+    def read(self, call: Call, answer: Callable[[Call], None]) -> None:
+        """Call `answer(call)` after a read barrier that begins at the end of this turn."""
+        reads = self._reads
+        reads.append((call, answer))
+        if len(reads) == 1:
+            self.backend.flush_soon(self._begin_reads)
+
+    def _begin_reads(self) -> None:
+        reads, self._reads = self._reads, []
+        done = partial(self._barrier_done, reads)
+        try:
+            self.backend.read_barrier(done)
+        except RaftError as error:
+            done(error)
+
+    def _barrier_done(self, reads: list[tuple[Call, Callable[[Call], None]]], error: RaftError | None) -> None:
+        if error is not None:
+            status = errors.of_raft_error(error)
+            for call, _ in reads:
+                call.fail(*status)
+            return
+        for call, answer in reads:
+            if not call.open:
+                continue  # the client has gone, or its time is over
+            try:
+                answer(call)
+            except RpcError as refusal:
+                call.fail(refusal.code, refusal.text)
+            except Exception as fault:  # the outer edge of a call: the other reads of the batch go on
+                log.exception("read failed method=%s/%s", call.method.service, call.method.name)
+                call.fail(Code.INTERNAL, f"internal error: {type(fault).__name__}")
+
+    # -- responses
+    def fill(self, header: Any, revision: int) -> None:
+        """Fill a ResponseHeader message."""
+        header.cluster_id = self.backend.cluster_id
+        header.member_id = self.backend.member_id
+        header.revision = revision
+        header.raft_term = self.backend.term
+
+    def reply_header(self, call: Call) -> None:
+        """End a call with a response that has nothing but a header."""
+        call.reply(self.header(self.kv.revision, self.backend.term))
+
+
+def parse(message_class: Any, data: bytes) -> Any:
+    """The message in `data`. Raises `RpcError` as grpc-go would."""
+    try:
+        return message_class.FromString(data)
+    except DecodeError as error:
+        raise RpcError(Code.INTERNAL, f"grpc: error unmarshalling request: {error}") from error
+
+
+def fail(call: Call, result: object) -> None:
+    """End a call whose proposal did not give its own kind of result."""
+    if isinstance(result, Refused):
+        call.fail(*errors.of_kv_error(result.error))
+    elif isinstance(result, RaftError):
+        call.fail(*errors.of_raft_error(result))
+    else:
+        log.error(
+            "unexpected result method=%s/%s type=%s", call.method.service, call.method.name, type(result).__name__
+        )
+        call.fail(Code.INTERNAL, f"internal error: unexpected {type(result).__name__}")
+
+
+def not_served(call: Call, message: bytes) -> None:
+    """The handler of a unary method that this version does not have."""
+    raise RpcError(
+        Code.UNIMPLEMENTED, f"{call.method.service}/{call.method.name} is not served by this version of Oarlock"
+    )
+
+
+async def not_served_stream(call: StreamCall) -> None:
+    """The handler of a streaming method that this version does not have."""
+    not_served(call, b"")

@@ -1,0 +1,199 @@
+"""etcd's KV service."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from oarlock.api import proto
+from oarlock.api.etcd import codec, errors, requests
+from oarlock.api.etcd.context import ServiceContext, fail, parse
+from oarlock.api.grpc import Call, Method, RpcError
+from oarlock.errors import RaftError
+from oarlock.machines.kv.commands import (
+    Compact,
+    CompactResult,
+    Compare,
+    CompareResult,
+    CompareTarget,
+    DeleteResult,
+    Put,
+    PutResult,
+    Range,
+    RangeResult,
+    Refused,
+    Txn,
+    TxnResult,
+)
+
+_RangeRequest = proto.message("etcdserverpb.RangeRequest")
+_PutRequest = proto.message("etcdserverpb.PutRequest")
+_DeleteRangeRequest = proto.message("etcdserverpb.DeleteRangeRequest")
+_TxnRequest = proto.message("etcdserverpb.TxnRequest")
+_CompactionRequest = proto.message("etcdserverpb.CompactionRequest")
+_KeyValue = proto.message("mvccpb.KeyValue")
+
+
+class KvService:
+    """Range, Put, DeleteRange, Txn, Compact."""
+
+    def __init__(self, context: ServiceContext) -> None:
+        self._context = context
+        self._backend = context.backend
+        self._kv = context.kv
+        self._header = context.header
+        self._propose = context.propose
+        self._encode = context.encode
+        self._message_bytes_max = context.message_bytes_max
+
+    def methods(self) -> list[Method]:
+        service = "etcdserverpb.KV"
+        return [
+            Method(service, "Range", unary=self._range),
+            Method(service, "Put", unary=self._put),
+            Method(service, "DeleteRange", unary=self._delete_range),
+            Method(service, "Txn", unary=self._txn),
+            Method(service, "Compact", unary=self._compact),
+        ]
+
+    # -- writes
+    def _put(self, call: Call, message: bytes) -> None:
+        simple = codec.decode_put(message)
+        if simple is not None and simple[0]:
+            put = Put(*simple)
+        else:
+            put = requests.put_command(parse(_PutRequest, message))
+        if len(message) > self._message_bytes_max or self._context.is_learner or call.route.need_leader:
+            self._context.may_replicate(call, len(message))
+        try:
+            self._propose(self._encode(put), partial(self._put_done, call))
+        except RaftError as error:
+            call.fail(*errors.of_raft_error(error))
+
+    def _put_done(self, call: Call, result: object) -> None:
+        if type(result) is PutResult:
+            call.reply(codec.put_response(self._header(result.revision, self._backend.term), result))
+        else:
+            fail(call, result)
+
+    def _delete_range(self, call: Call, message: bytes) -> None:
+        command = requests.delete_command(parse(_DeleteRangeRequest, message))
+        self._context.may_replicate(call, len(message))
+        self._context.submit(call, command, self._delete_done)
+
+    def _delete_done(self, call: Call, result: object) -> None:
+        if isinstance(result, DeleteResult):
+            call.reply(codec.delete_response(self._header(result.revision, self._backend.term), result))
+        else:
+            fail(call, result)
+
+    def _txn(self, call: Call, message: bytes) -> None:
+        request = parse(_TxnRequest, message)
+        txn = requests.txn_command(request, self._context.limits.txn_ops_max)
+        if requests.is_read_only(txn):
+            if requests.is_serializable(request):
+                self._read_only_txn(txn, call)
+            else:
+                self._context.may_serve(call)
+                self._context.read(call, partial(self._read_only_txn, txn))
+            return
+        self._context.may_replicate(call, len(message))
+        self._context.submit(call, txn, self._txn_done)
+
+    def _txn_done(self, call: Call, result: object) -> None:
+        if isinstance(result, TxnResult):
+            call.reply(codec.txn_response(self._header(result.revision, self._backend.term), result))
+        else:
+            fail(call, result)
+
+    def _compact(self, call: Call, message: bytes) -> None:
+        request = parse(_CompactionRequest, message)
+        self._context.may_replicate(call, len(message))
+        self._context.submit(call, Compact(request.revision), self._compact_done)
+
+    def _compact_done(self, call: Call, result: object) -> None:
+        if isinstance(result, CompactResult):
+            call.reply(self._header(self._kv.revision, self._backend.term))
+        else:
+            fail(call, result)
+
+    # -- reads
+    def _range(self, call: Call, message: bytes) -> None:
+        key = codec.decode_get(message)
+        if key is not None:
+            if self._context.is_learner or call.route.need_leader:
+                self._context.may_serve(call)
+            self._context.read(call, partial(self._get, key))
+            return
+        request = parse(_RangeRequest, message)
+        command = requests.range_command(request)
+        if request.serializable:
+            self._answer_range(command, call)
+        else:
+            self._context.may_serve(call)
+            self._context.read(call, partial(self._answer_range, command))
+
+    def _get(self, key: bytes, call: Call) -> None:
+        kv = self._kv
+        call.reply(codec.get_response(self._header(kv.revision, self._backend.term), kv.range_one(key)))
+
+    def _answer_range(self, command: Range, call: Call) -> None:
+        result = self._kv.range(command)
+        if isinstance(result, RangeResult):
+            call.reply(codec.range_response(self._header(result.revision, self._backend.term), result))
+        else:
+            call.fail(*errors.of_kv_error(result.error))
+
+    def _read_only_txn(self, txn: Txn, call: Call) -> None:
+        revision = self._kv.revision
+        result = self._evaluate(txn, revision)
+        call.reply(codec.txn_response(self._header(revision, self._backend.term), result))
+
+    def _evaluate(self, txn: Txn, revision: int) -> TxnResult:
+        """A read-only transaction on the present state. Raises `RpcError` for a range that cannot be read."""
+        succeeded = all(self._holds(compare) for compare in txn.compare)
+        result = TxnResult(revision, succeeded, [])
+        for op in txn.success if succeeded else txn.failure:
+            if isinstance(op, Txn):
+                result.responses.append(self._evaluate(op, revision))
+                continue
+            assert isinstance(op, Range), f"{op} in a read-only transaction"
+            if op.revision < 0 and op.revision < (self._kv.compact_revision or -1):
+                # etcd takes a negative revision as "now" in a Range of its own, but compares it in a transaction.
+                raise RpcError(*errors.COMPACTED)
+            answer = self._kv.range(op)
+            if isinstance(answer, Refused):
+                raise RpcError(*errors.of_kv_error(answer.error))
+            result.responses.append(answer)
+        return result
+
+    def _holds(self, compare: Compare) -> bool:
+        found = self._kv.range(Range(compare.key, compare.range_end))
+        assert isinstance(found, RangeResult), f"the present revision cannot be read: {found}"
+        if not found.kvs:
+            return compare.target != CompareTarget.VALUE and _compares(compare, _KeyValue())
+        return all(_compares(compare, _KeyValue.FromString(kv)) for kv in found.kvs)
+
+
+def _compares(compare: Compare, kv: Any) -> bool:
+    match compare.target:
+        case CompareTarget.VALUE:
+            actual: Any = kv.value
+        case CompareTarget.VERSION:
+            actual = kv.version
+        case CompareTarget.CREATE:
+            actual = kv.create_revision
+        case CompareTarget.MOD:
+            actual = kv.mod_revision
+        case _:
+            actual = kv.lease
+    operand: Any = compare.operand
+    match compare.result:
+        case CompareResult.EQUAL:
+            return bool(actual == operand)
+        case CompareResult.GREATER:
+            return bool(actual > operand)
+        case CompareResult.LESS:
+            return bool(actual < operand)
+        case _:
+            return bool(actual != operand)
