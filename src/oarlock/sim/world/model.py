@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from oarlock.errors import Rejected
+from oarlock.machines.base import Context
 from oarlock.machines.kv import commands as kv
 from oarlock.node.replica.sessions import SessionClosed, SessionOpened
 
@@ -69,12 +70,12 @@ class Model:
 
     # -- entries
 
-    def skip(self) -> None:
+    def skip(self, context: Context | None = None) -> None:
         """An entry without commands."""
         self.index += 1
         self.revisions.append(self.revision)
 
-    def apply(self, commands: Sequence[bytes]) -> list[Plain]:
+    def apply(self, commands: Sequence[bytes], context: Context | None = None) -> list[Plain]:
         """The commands of the next entry."""
         self.index += 1
         results = [self._command(place, command) for place, command in enumerate(commands)]
@@ -207,6 +208,10 @@ class Model:
             return ("range", now, (), False, len(found))
         shown = found[: op.limit] if op.limit > 0 else found
         return ("range", now, tuple(shown), len(shown) < len(found), len(found))
+
+    def digest(self) -> bytes:
+        """The machine's digest is its own affair: members are compared with each other, and by what they answer."""
+        return b""
 
     # -- reading
 

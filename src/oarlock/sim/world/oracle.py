@@ -9,23 +9,25 @@ the whole history (checked at each append), comparing the term at an index compa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from oarlock.machines.kv.commands import Range
+from oarlock.machines.base import Context
 from oarlock.raft.events import Persist
 from oarlock.raft.messages import AppendEntriesReply, Message, RequestVote, RequestVoteReply
 from oarlock.raft.types import Configuration, Entry, EntryKind, Index, NodeId, SnapshotMeta, Term, decode_configuration
 from oarlock.sim.invariants import Violation, quorum_holds
+from oarlock.sim.world.application import Application
 from oarlock.sim.world.ledger import Ledger
-from oarlock.sim.world.model import Model, Plain, plain_result
+from oarlock.sim.world.model import Plain
 from oarlock.storage import GroupState
 
 if TYPE_CHECKING:
     from oarlock.sim.world.process import Process
 
 _decode = msgspec.msgpack.decode
+REFERENCE: Final[NodeId] = 0  # no member: the reference machine
 
 
 class Watched:
@@ -60,7 +62,8 @@ class Watched:
 class Oracle:
     """Raises `Violation` at the first thing that is not as it must be."""
 
-    def __init__(self) -> None:
+    def __init__(self, application: Application) -> None:
+        self.application = application
         self.watched: dict[NodeId, Watched] = {}
         self.lost: list[tuple[NodeId, Ledger]] = []  # disks that are gone: what they had acknowledged still counts
         self.leaders: dict[Term, NodeId] = {}
@@ -69,7 +72,8 @@ class Oracle:
         self.committed: list[Term] = [0]
         self.configuration = Configuration()  # the newest committed one
         self.configuration_index: Index = 0
-        self.model = Model()
+        self.model: Any = application.reference()
+        self._stamp = 0  # the leaders' clock, as entries carry it
         self.answers: dict[tuple[NodeId, int, int], tuple[Index, Plain]] = {}  # (member, boot, number)
         self.denied: set[tuple[NodeId, int, int]] = set()  # said not to be executed, now or ever
         self.acknowledged: Index = 0  # the highest index that any answer to anybody rests on
@@ -383,10 +387,14 @@ class Oracle:
             self.configuration = decode_configuration(entry.payload)
             self.configuration_index = entry.index
         if entry.kind != EntryKind.NORMAL:
-            self.model.skip()
+            self.model.skip(Context(entry.index, entry.term, self._stamp))
+            self._expect(entry.index)
             return
-        _, _, groups = _decode(entry.payload)
-        results = self.model.apply([command for group in groups for command in group[3]])
+        _, stamp, groups = _decode(entry.payload)
+        self._stamp = max(self._stamp, stamp)
+        context = Context(entry.index, entry.term, self._stamp)
+        results = self.model.apply([command for group in groups for command in group[3]], context)
+        self._expect(entry.index)
         at = 0
         for origin, boot, first, commands in groups:
             for number in range(first, first + len(commands)):
@@ -401,6 +409,12 @@ class Oracle:
                 at += 1
 
     # ------------------------------------------------------------------ machines
+
+    def _expect(self, index: Index) -> None:
+        """Where the reference has an opinion on the state, members must agree with it."""
+        digest = self.model.digest()
+        if digest:
+            self.state(REFERENCE, index, digest)
 
     def applied(self, process: Process, index: Index, term: Term, digest: bytes) -> None:
         """A member's machine executed an entry."""
@@ -425,6 +439,10 @@ class Oracle:
     def state(self, node: NodeId, index: Index, digest: bytes) -> None:
         known, other = self.hashes.setdefault(index, (digest, node))
         if known != digest:
+            if REFERENCE in (other, node):
+                raise Violation(
+                    "HASH", f"at {index} the machine of member {max(other, node)} is not as replaying the log makes it"
+                )
             raise Violation("HASH", f"the machines of members {other} and {node} differ at {index}")
 
     # ------------------------------------------------------------------ messages
@@ -476,7 +494,7 @@ class Oracle:
             raise Violation(
                 "LIN", f"command {key[2]} of member {key[0]} is at {index}, but {floor} was answered before"
             )
-        actual = plain_result(result)
+        actual = self.application.plain(result)
         if actual != expected:
             raise Violation("LIN", f"command {key[2]} of member {key[0]} was told {actual}, must be {expected}")
         if key in self.denied:
@@ -493,13 +511,13 @@ class Oracle:
             )
         self.denied.add(key)
 
-    def read(self, node: NodeId, floor: Index, asked_at: Index, applied: Index, request: Range, result: object) -> None:
+    def read(self, node: NodeId, floor: Index, asked_at: Index, applied: Index, question: Any, result: object) -> None:
         """A linearizable read: not older than what was committed when it was asked, and what the model says."""
         if applied > self.commit_max:
             raise Violation("SMS", f"member {node} reads at {applied}; only {self.commit_max} is committed")
         if applied < asked_at and not self.lease_broken:
             raise Violation("READ", f"member {node} reads at {applied}; {asked_at} was committed when the read began")
-        actual, expected = plain_result(result), self.model.read(request, applied)
+        actual, expected = self.application.plain(result), self.model.read(question, applied)
         if actual != expected:
             raise Violation("READ", f"member {node} at {applied} reads {actual}, must be {expected}")
         self.acknowledged = max(self.acknowledged, applied)

@@ -10,6 +10,7 @@ import msgspec
 from oarlock import __version__
 from oarlock.errors import ConfigurationError
 from oarlock.sim.invariants import Violation
+from oarlock.sim.world.application import Application
 from oarlock.sim.world.choices import Edits
 from oarlock.sim.world.swarm import CLASSES
 from oarlock.sim.world.trace import trace_text
@@ -34,10 +35,16 @@ class Replay(msgspec.Struct, kw_only=True, frozen=True):
     invariant: str = ""  # what it shows
     reason: str = ""
 
-    def world(self, *, keep: int | None = TRACE_KEPT) -> World:
+    def world(self, *, keep: int | None = TRACE_KEPT, application: Application | None = None) -> World:
         edits: Edits | None = self.edits or None
         return World(
-            self.seed, events=self.events, off=frozenset(self.off), edits=edits, stop_after=self.stop_after, keep=keep
+            self.seed,
+            events=self.events,
+            off=frozenset(self.off),
+            edits=edits,
+            stop_after=self.stop_after,
+            keep=keep,
+            application=application,
         )
 
     def dump(self) -> bytes:
@@ -86,12 +93,12 @@ def run_seed(seed: int, *, events: int = EVENTS, off: frozenset[str] = frozenset
     return run_replay(Replay(seed=seed, events=events, off=sorted(off)))
 
 
-def run_replay(replay: Replay, *, keep: int | None = TRACE_KEPT) -> Outcome:
-    """Run what a replay describes."""
+def run_replay(replay: Replay, *, keep: int | None = TRACE_KEPT, application: Application | None = None) -> Outcome:
+    """Run what a replay describes, with the key-value machine or another application."""
     outcome = Outcome(replay.seed)
     world: World | None = None
     try:
-        world = replay.world(keep=keep)
+        world = replay.world(keep=keep, application=application)
         world.run()
     except Violation as violation:
         outcome.invariant = violation.name

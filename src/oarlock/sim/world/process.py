@@ -9,15 +9,11 @@ crash may come between any two of them, and in the middle of each.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Final
 
 from oarlock.errors import Corrupt, Outcome, StorageError
-from oarlock.machines.base import Context
-from oarlock.machines.kv.layout import TABLES
-from oarlock.machines.kv.machine import KvMachine
-from oarlock.machines.memory_store import MemoryStore
 from oarlock.node.replica import Member
 from oarlock.node.replica import events as ev
 from oarlock.node.replica.directory import encode_record
@@ -26,7 +22,8 @@ from oarlock.raft.core import Raft
 from oarlock.raft.messages import InstallSnapshot
 from oarlock.raft.types import Configuration, Index, NodeId, SnapshotMeta
 from oarlock.sim.invariants import Violation
-from oarlock.sim.world.disks import CheckpointedStore, WorldDisk
+from oarlock.sim.world.application import WorldMachine
+from oarlock.sim.world.disks import WorldDisk
 from oarlock.storage import GroupState, Identity, SnapshotReceiver, SnapshotStore, WriteAheadLog
 from oarlock.storage.sim_disk import PowerCut
 
@@ -71,25 +68,6 @@ class Clock:
         return self._since + -(-max(0, local - self._base) * 1_000_000 // self._rate)
 
 
-class WorldMachine(KvMachine):
-    """The production machine, telling the oracle of every entry."""
-
-    process: Process | None = None
-
-    def apply(self, context: Context, commands: Sequence[bytes]) -> list[object]:
-        results = super().apply(context, commands)
-        process = self.process
-        if process is not None:
-            process.world.oracle.applied(process, context.index, context.term, self.hash())
-        return results
-
-    def restore(self, index: int, chunks: Iterable[bytes]) -> None:
-        super().restore(index, chunks)
-        process = self.process
-        if process is not None:
-            process.world.oracle.restored(process, index, self.hash())
-
-
 class Process:
     """See the module. `member` is None while it is down."""
 
@@ -105,7 +83,7 @@ class Process:
         self.cpu = world.swarm.cpu
         self.sync_factor = 1
         self.member: Member | None = None
-        self.machine: KvMachine | None = None
+        self.machine: WorldMachine | None = None
         self.life = 0
         self.boot = 0
         self.paused_until = 0
@@ -212,7 +190,7 @@ class Process:
         world.oracle.started(self)
         self.wake()
 
-    def _recover(self) -> tuple[GroupState, KvMachine | None]:
+    def _recover(self) -> tuple[GroupState, WorldMachine | None]:
         """The order of recovery: the log first (its lock guards the rest), then the machine as far as the mark says."""
         disk, swarm = self.disk, self.world.swarm
         state = GroupState()
@@ -237,16 +215,18 @@ class Process:
             machine.restore(mark.index, reader.chunks())
             reader.close()
         if machine.applied_index:
-            self.world.oracle.restored(self, machine.applied_index, machine.hash())
+            self.world.oracle.restored(self, machine.applied_index, self.world.application.digest(machine.inner))
         return state, machine
 
     def _machine(self) -> WorldMachine:
-        if self.world.swarm.durable_machine:
-            machine = WorldMachine(CheckpointedStore(self.disk, MACHINE, TABLES))
-        else:
-            machine = WorldMachine(MemoryStore(TABLES))
-        machine.process = self
-        return machine
+        world = self.world
+        application, oracle = world.application, world.oracle
+        return WorldMachine(
+            application.machine(self.disk, MACHINE, world.swarm.durable_machine),
+            application.digest,
+            lambda index, term, digest: oracle.applied(self, index, term, digest),
+            lambda index, digest: oracle.restored(self, index, digest),
+        )
 
     def _wall(self) -> int:
         return EPOCH_NS + self.world.now + self.wall_offset

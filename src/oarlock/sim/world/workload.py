@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from oarlock.errors import Outcome, RaftError
 from oarlock.machines.kv import commands as kv
 from oarlock.node.replica.sessions import in_session, open_session
 from oarlock.raft.types import Index
+from oarlock.sim.world.choices import Stream
 from oarlock.sim.world.model import Plain
 
 if TYPE_CHECKING:
@@ -21,14 +22,14 @@ BIG_BYTES: Final = 600
 class Op:
     """One request of one client, at one member: some commands, or a read."""
 
-    __slots__ = ("asked_at", "client", "floor", "left", "request")
+    __slots__ = ("asked_at", "client", "floor", "left", "question")
 
-    def __init__(self, client: Client, floor: Index, left: int, request: kv.Range | None = None) -> None:
+    def __init__(self, client: Client, floor: Index, left: int, question: Any = None) -> None:
         self.client = client
         self.floor = floor  # what answers had rested on before it began
         self.asked_at = client.world.oracle.commit_max
         self.left = left
-        self.request = request
+        self.question = question
 
     def answered(self, process: Process, number: int, result: Plain) -> None:
         self.left -= 1
@@ -48,15 +49,14 @@ class Op:
             self.client.failed(self, Outcome.UNKNOWN)
 
     def read(self, process: Process) -> None:
-        assert self.request is not None
         self.left = 0
         machine = process.machine
         if machine is None:
             raise AssertionError("a witness answered a read")
-        result = machine.range(self.request)
         world = process.world
+        result = world.application.answer(machine.inner, self.question)
         world.oracle.read(
-            process.id, self.floor, max(self.asked_at, self.floor), machine.applied_index, self.request, result
+            process.id, self.floor, max(self.asked_at, self.floor), machine.applied_index, self.question, result
         )
         self.client.done(self)
 
@@ -74,7 +74,7 @@ class Client:
         self._sequence = 0
         self._retry: bytes = b""  # a command of the session that has no answer yet
         self._waiting: Op | None = None
-        self._values = 0
+        self._asker = world.application.asker(world, name, self._draw)
         self.stopped = False
         self._think()
 
@@ -111,8 +111,7 @@ class Client:
         world = self.world
         floor = world.oracle.acknowledged
         if kind >= 24:
-            request = self._range()
-            op = Op(self, floor, 1, request)
+            op = Op(self, floor, 1, self._asker.question())
             self._waiting = op
             process.barrier(op)
         elif kind >= 20 and "retry" in world.swarm.classes:
@@ -121,12 +120,12 @@ class Client:
             count = 1 + (self._draw.draw(BATCH_MAX) if kind >= 16 else 0)
             op = Op(self, floor, count)
             self._waiting = op
-            process.submit(op, [self._command() for _ in range(count)])
+            process.submit(op, [self._asker.command() for _ in range(count)])
 
     def ask_here(self, process: Process) -> None:
         """One more command at this very member, whatever it waits for."""
         if process.up and not self.stopped:
-            process.submit(Op(self, self.world.oracle.acknowledged, 1), [self._command()])
+            process.submit(Op(self, self.world.oracle.acknowledged, 1), [self._asker.command()])
 
     def _in_session(self, process: Process, floor: Index) -> None:
         if not self._session:
@@ -136,7 +135,7 @@ class Client:
         else:
             if not self._retry:
                 self._sequence += 1
-                self._retry = in_session(self._session, self._sequence, self._sequence, self._command())
+                self._retry = in_session(self._session, self._sequence, self._sequence, self._asker.command())
             command = self._retry
         op = Op(self, floor, 1)
         self._waiting = op
@@ -159,7 +158,18 @@ class Client:
         if op is self._waiting:
             self._waiting = None  # a command of a session stays in `_retry` and comes again
 
-    # ------------------------------------------------------------------ commands
+
+class KvAsker:
+    """Commands and reads of the key-value machine: everything it knows, on few keys."""
+
+    def __init__(self, world: World, name: int, draw: Stream) -> None:
+        self.world = world
+        self.name = name
+        self._draw = draw
+        self._values = 0
+
+    def question(self) -> kv.Range:
+        return self._range()
 
     def _key(self) -> bytes:
         return b"k%02d" % self._draw.draw(self.world.swarm.keys)
@@ -189,7 +199,7 @@ class Client:
             return kv.DeleteRange(self._key(), b"k99")
         return self._range()
 
-    def _command(self) -> bytes:
+    def command(self) -> bytes:
         roll = self._draw.draw(16)
         if roll < 10:
             return kv.encode(self._op())

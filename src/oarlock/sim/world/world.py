@@ -13,13 +13,13 @@ from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import Any, Final
 
-from oarlock.machines.kv import commands as kv
 from oarlock.node.replica import MemberLimits
 from oarlock.node.replica import events as ev
 from oarlock.raft.config import RaftConfig
 from oarlock.raft.roles import Leader
 from oarlock.raft.types import Configuration, MemberInfo, MemberRole, NodeId
 from oarlock.sim.invariants import Violation, quorum_holds
+from oarlock.sim.world.application import Application, KvApplication
 from oarlock.sim.world.choices import Choices, Edits
 from oarlock.sim.world.faults import Faults
 from oarlock.sim.world.network import Network
@@ -45,7 +45,8 @@ class World:
     """One run. `run` raises `Violation`, or returns when everything held.
 
     `events` bounds the safety phase, in turns; `stop_after` ends the whole run after so many turns; `off` takes classes
-    of faults away; `edits` changes choices; `keep` is how many of the last events the trace holds (None: all).
+    of faults away; `edits` changes choices; `keep` is how many of the last events the trace holds (None: all);
+    `application` is what runs on the members (the key-value machine).
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class World:
         edits: Edits | None = None,
         stop_after: int | None = None,
         keep: int | None = TRACE_KEPT,
+        application: Application | None = None,
     ) -> None:
         self.seed = seed
+        self.application: Application = application if application is not None else KvApplication()
         self.events = events
         self.stop_after = stop_after
         self.choices = Choices(seed, edits)
@@ -73,7 +76,7 @@ class World:
         self._sequence = 0
         self.crashes = self.choices.stream("crash")
         self.disk_times = self.choices.stream("disk times")
-        self.oracle = Oracle()
+        self.oracle = Oracle(self.application)
         self.network = Network(self)
         self.processes: dict[NodeId, Process] = {}
         swarm = self.swarm
@@ -341,7 +344,7 @@ class World:
             for process in self._members():
                 if process.witness:
                     continue
-                served.wait_for(process, kv.encode(kv.Put(b"k%02d" % turn, b"served by %d" % process.id)))
+                served.wait_for(process, self.application.serving(turn, process.id))
             deadline = self.now + SERVE_TIMEOUTS * self.swarm.timeout
             if not self._advance(lambda: served.left == 0, deadline, 1 << 40):
                 raise Violation(
@@ -378,7 +381,8 @@ class World:
         """Nothing that was acknowledged is lost, and all members hold the same."""
         self.phase = "scan"
         oracle = self.oracle
-        everything = kv.Range(b"\0", b"\0")
+        application = self.application
+        everything = application.everything()
         captures: dict[int, tuple[bytes, NodeId]] = {}
         for process in self._members():
             machine = process.machine
@@ -387,10 +391,10 @@ class World:
             index = machine.applied_index
             if index < oracle.acknowledged:
                 raise Violation("DUR", f"member {process.id} holds {index}; {oracle.acknowledged} was acknowledged")
-            oracle.read(process.id, 0, 0, index, everything, machine.range(everything))
-            oracle.state(process.id, index, machine.hash())
+            oracle.read(process.id, 0, 0, index, everything, application.answer(machine.inner, everything))
+            oracle.state(process.id, index, application.digest(machine.inner))
             try:
-                machine.validate()
+                application.validate(machine.inner)
             except AssertionError as error:
                 raise Violation("HASH", f"the machine of member {process.id}: {error}") from error
             if not machine.durable:  # a durable one shows its last checkpoint, and these need not agree
@@ -443,7 +447,7 @@ class _Served(Client):
     def _ask_again(self, what: tuple[Process, bytes]) -> None:
         process, command = what
         floor = self.world.oracle.acknowledged
-        op = Op(self, floor, 1, None if command else kv.Range(b"k", b"l"))
+        op = Op(self, floor, 1, None if command else self.world.application.broad_question())
         self._asked[op] = what
         if command:
             process.submit(op, [command])
