@@ -6,6 +6,7 @@ Tables (what is stored is a file format, and `docs/reference/kv-machine.md` desc
 - `log`: (main revision, sub revision) -> what that change replaced. It is an undo log: a read of the past takes the
   present and follows, key by key, what was there before. Compaction is cutting off its front.
 - `tombstones`: a key deleted after the compacted revision -> the place of its deletion in `log`.
+- `auth`: users, roles, permissions and tokens (see `auth`).
 - `annex`: for the owner. `meta`: one record with revision, compacted revision, counts and the digest.
 """
 
@@ -17,6 +18,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from oarlock.machines.base import Checkpoint, Context
+from oarlock.machines.kv.auth import AuthState
 from oarlock.machines.kv.capture import KvCapture, read_capture
 from oarlock.machines.kv.commands import (
     Command,
@@ -41,6 +43,7 @@ from oarlock.machines.kv.commands import (
     TxnResult,
     decode,
 )
+from oarlock.machines.kv.commands_auth import AUTH_COMMANDS, AuthResult, Checked
 from oarlock.machines.kv.encoding import (
     KeyValue,
     decode_key_value,
@@ -53,6 +56,7 @@ from oarlock.machines.kv.encoding import (
 )
 from oarlock.machines.kv.layout import (
     ANNEX,
+    AUTH,
     CURRENT,
     DELETED,
     LOG,
@@ -118,6 +122,9 @@ class KvMachine:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.durable: bool = store.durable
+        self.auth = AuthState(store.table(AUTH))
+        """Who may do what. The same object for the machine's whole life."""
+
         self._attach()
 
     @classmethod
@@ -140,6 +147,7 @@ class KvMachine:
         self._tombstones = store.table(TOMBSTONES)
         self._annex = store.table(ANNEX)
         self._meta = store.table(META)
+        self.auth.attach(store.table(AUTH))
         state = unpack_state(self._meta.get(STATE_KEY))
         self._revision = state.revision
         self._compact_revision = state.compact_revision
@@ -216,6 +224,10 @@ class KvMachine:
         """Whether a put may carry this non-zero lease id. There are no leases in this machine yet."""
         return False
 
+    def keys_of_lease(self, lease: int) -> Sequence[bytes]:
+        """The keys that are attached to a lease, ascending; none if there is no such lease."""
+        return ()
+
     def apply(self, context: Context, commands: Sequence[bytes]) -> list[object]:
         assert context.index > self._store.applied_index, (
             f"entry {context.index} is applied after {self._store.applied_index}"
@@ -223,6 +235,7 @@ class KvMachine:
         results: list[object] = []
         append = results.append
         nbytes = 64
+        auth = self.auth
         for data in commands:
             nbytes += 2 * len(data) + 64
             try:
@@ -230,7 +243,9 @@ class KvMachine:
             except (ValueError, RecursionError):  # RecursionError: nested far deeper than TXN_DEPTH_MAX
                 append(Refused(KvError.MALFORMED, self._revision))
                 continue
-            if type(command) is Put and not (command.lease or command.ignore_value or command.ignore_lease):
+            if type(command) is Put and not (
+                command.lease or command.ignore_value or command.ignore_lease or auth.enabled
+            ):
                 # What nearly all commands are; `_apply_one` would give the same.
                 if key := command.key:
                     main = self._revision + 1
@@ -240,7 +255,7 @@ class KvMachine:
                 else:
                     append(Refused(KvError.MALFORMED, self._revision))
             else:
-                append(self._apply_one(command))
+                append(self._apply_checked(command, context))
         if self._changes:
             self._digest = blake2b(self._digest + b"".join(self._changes), digest_size=16).digest()
             self._changes.clear()
@@ -254,11 +269,36 @@ class KvMachine:
         state = State(self._revision, self._compact_revision, self._keys, self._tombstone_count, self._digest)
         self._meta.put(STATE_KEY, pack_state(state))
 
-    def _apply_one(self, command: Command) -> Result:
+    def _apply_checked(self, command: Command, context: Context) -> Result:
+        """Apply a command if whoever it comes from may do what it does. While authentication is on, one that is not
+        wrapped comes from nobody: from a member that had not yet heard that it is on."""
+        user, auth_revision, wrapped = "", 0, False
+        if isinstance(command, Checked):
+            user, auth_revision, wrapped = command.user, command.auth_revision, True
+            try:
+                command = decode(command.command)
+            except (ValueError, RecursionError):
+                return Refused(KvError.MALFORMED, self._revision)
+            if isinstance(command, Checked):
+                return Refused(KvError.MALFORMED, self._revision)
         if self._malformed(command, 0):
             return Refused(KvError.MALFORMED, self._revision)
+        if self.auth.enabled:
+            refused = self.auth.refuse(user, auth_revision, command, self.keys_of_lease, wrapped=wrapped)
+            if refused is not None:
+                return Refused(refused, self._revision)
+        return self._apply_one(command, context)
+
+    def _apply_one(self, command: Command, context: Context) -> Result:
         if isinstance(command, Compact):
             return self._compact(command.revision)
+        if isinstance(command, AUTH_COMMANDS):
+            error = self.auth.apply(command, context.index, context.time_ns)
+            if error is not None:
+                return Refused(error, self._revision)
+            self._changes += self.auth.take_changes()
+            return AuthResult(self._revision, self.auth.revision, context.index)
+        assert not isinstance(command, Checked), "wrapped twice"
         if isinstance(command, Txn):
             path: list[bool] = []
             self._decide(command, path)
@@ -641,6 +681,7 @@ class KvMachine:
     def validate(self) -> None:
         """Check the whole state against itself, reading all of it. For tests, the simulator and `verify` commands."""
         assert -1 <= self._compact_revision <= self._revision, (self._compact_revision, self._revision)
+        self.auth.validate()
         count = 0
         for key, record in self._current.items():
             kv = decode_key_value(record)
