@@ -34,6 +34,7 @@ from oarlock.machines.kv.commands_auth import (
     UserGrantRole,
     UserRevokeRole,
 )
+from oarlock.machines.kv.commands_lease import LeaseExpire, LeaseGrant, LeaseRenew, LeaseRevoke, LeaseTick
 from oarlock.machines.kv.permissions import Interval, IntervalSet, interval
 from oarlock.machines.kv.visit import WRITE, attached, touches
 from oarlock.machines.store import Table
@@ -93,11 +94,14 @@ _state_decoder: Final = msgspec.msgpack.Decoder(tuple[bool, int])
 ROOT_COMMANDS: Final[tuple[type, ...]] = (Compact, *(c for c in AUTH_COMMANDS if c is not Authenticate))
 """What only root may do. Of everything that is in no such list nobody may do anything while authentication is on."""
 
-INTERNAL_COMMANDS: Final[tuple[type, ...]] = ()
+INTERNAL_COMMANDS: Final[tuple[type, ...]] = (LeaseTick, LeaseRenew, LeaseExpire)
 """What members propose of their own accord, and clients cannot."""
 
 Rule: TypeAlias = Callable[["AuthState", str, int, Any, Callable[[int], Iterable[bytes]]], KvError | None]
-RULES: Final[dict[type, Rule]] = {}
+RULES: Final[dict[type, Rule]] = {
+    LeaseGrant: lambda auth, user, revision, command, keys_of: auth.refuse_nobody(user),
+    LeaseRevoke: lambda auth, user, revision, command, keys_of: auth.refuse_lease(user, revision, keys_of(command.id)),
+}
 """For commands that need neither root nor ranges: `rule(auth, user, revision, command, keys_of)`."""
 
 

@@ -29,6 +29,15 @@ from oarlock.machines.kv.commands_auth import (
     UserGrantRole,
     UserRevokeRole,
 )
+from oarlock.machines.kv.commands_lease import (
+    LeaseCommand,
+    LeaseExpire,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseResult,
+    LeaseRevoke,
+    LeaseTick,
+)
 
 
 class SortOrder(IntEnum):
@@ -115,7 +124,7 @@ class Compact(msgspec.Struct, tag=5, array_like=True, gc=False):
 
 
 Op: TypeAlias = Put | DeleteRange | Range | Txn
-Command: TypeAlias = Put | DeleteRange | Range | Txn | Compact | AuthCommand | Checked
+Command: TypeAlias = Put | DeleteRange | Range | Txn | Compact | LeaseCommand | AuthCommand | Checked
 
 
 class KvError(IntEnum):
@@ -126,7 +135,10 @@ class KvError(IntEnum):
     KEY_NOT_FOUND = 3  # ignore_value or ignore_lease on a key that does not exist
     LEASE_NOT_FOUND = 4
     MALFORMED = 5  # the bytes are not a command of this version
-    # 6-19 leases; 20-49 authentication
+    LEASE_EXISTS = 6
+    LEASE_TTL_TOO_LARGE = 7
+    LEASE_OF_OTHER_TERM = 8  # a command of a leader that has been replaced
+    # 20-49 authentication
     ROOT_USER_MISSING = 20
     ROOT_ROLE_MISSING = 21  # the user root does not hold the role root
     USER_EXISTS = 22
@@ -179,11 +191,14 @@ class CompactResult(msgspec.Struct, gc=False):
     revision: int
 
 
-Result: TypeAlias = PutResult | DeleteResult | RangeResult | TxnResult | CompactResult | AuthResult | Refused
+Result: TypeAlias = (
+    PutResult | DeleteResult | RangeResult | TxnResult | CompactResult | LeaseResult | AuthResult | Refused
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(
     Put | DeleteRange | Range | Txn | Compact
+    | LeaseGrant | LeaseRevoke | LeaseTick | LeaseRenew | LeaseExpire
     | AuthEnable | AuthDisable | Authenticate | UserAdd | UserDelete | UserChangePassword | UserGrantRole
     | UserRevokeRole | RoleAdd | RoleDelete | RoleGrantPermission | RoleRevokePermission | Checked
 )  # fmt: skip

@@ -7,6 +7,7 @@ Tables (what is stored is a file format, and `docs/reference/kv-machine.md` desc
   present and follows, key by key, what was there before. Compaction is cutting off its front.
 - `tombstones`: a key deleted after the compacted revision -> the place of its deletion in `log`.
 - `auth`: users, roles, permissions and tokens (see `auth`).
+- `leases`, `lease_keys`: see `machines.kv.leases`.
 - `annex`: for the owner. `meta`: one record with revision, compacted revision, counts and the digest.
 """
 
@@ -44,11 +45,25 @@ from oarlock.machines.kv.commands import (
     decode,
 )
 from oarlock.machines.kv.commands_auth import AUTH_COMMANDS, AuthResult, Checked
+from oarlock.machines.kv.commands_lease import (
+    LeaseCommand,
+    LeaseDone,
+    LeaseExpire,
+    LeaseGrant,
+    LeaseGranted,
+    LeaseRenew,
+    LeaseResult,
+    LeaseRevoke,
+    LeaseTick,
+)
 from oarlock.machines.kv.encoding import (
+    INT64_MAX,
+    INT64_MIN,
     KeyValue,
     decode_key_value,
     encode_key_value,
     key_of,
+    lease_of,
     mod_revision_of,
     read_varint,
     varint,
@@ -59,6 +74,8 @@ from oarlock.machines.kv.layout import (
     AUTH,
     CURRENT,
     DELETED,
+    LEASE_KEYS,
+    LEASES,
     LOG,
     META,
     PLACE,
@@ -73,6 +90,7 @@ from oarlock.machines.kv.layout import (
     pack_state,
     unpack_state,
 )
+from oarlock.machines.kv.leases import LeaseBook
 from oarlock.machines.memory_store import MemoryStore
 from oarlock.machines.store import Store
 
@@ -157,6 +175,9 @@ class KvMachine:
         self._purge_from = b""
         self._purging = state.compact_revision > 0
         self._changes: list[bytes] = []  # of the batch under way, for the digest
+        self._term = 0  # of the entry under way
+        self.leases = LeaseBook(store.table(LEASES), store.table(LEASE_KEYS), self._changes)
+        """All leases; for reading."""
 
     # -- reading
 
@@ -221,12 +242,12 @@ class KvMachine:
     # -- applying
 
     def lease_exists(self, lease: int) -> bool:
-        """Whether a put may carry this non-zero lease id. There are no leases in this machine yet."""
-        return False
+        """Whether a put may carry this non-zero lease id."""
+        return lease in self.leases
 
     def keys_of_lease(self, lease: int) -> Sequence[bytes]:
         """The keys that are attached to a lease, ascending; none if there is no such lease."""
-        return ()
+        return self.leases.keys(lease)
 
     def apply(self, context: Context, commands: Sequence[bytes]) -> list[object]:
         assert context.index > self._store.applied_index, (
@@ -236,6 +257,7 @@ class KvMachine:
         append = results.append
         nbytes = 64
         auth = self.auth
+        self._term = context.term
         for data in commands:
             nbytes += 2 * len(data) + 64
             try:
@@ -299,6 +321,8 @@ class KvMachine:
             self._changes += self.auth.take_changes()
             return AuthResult(self._revision, self.auth.revision, context.index)
         assert not isinstance(command, Checked), "wrapped twice"
+        if isinstance(command, LeaseGrant | LeaseRevoke | LeaseTick | LeaseRenew | LeaseExpire):
+            return self._apply_lease(command)
         if isinstance(command, Txn):
             path: list[bool] = []
             self._decide(command, path)
@@ -320,12 +344,49 @@ class KvMachine:
             self._revision = writes.main
         return result_of_one
 
+    # -- leases
+
+    def _apply_lease(self, command: LeaseCommand) -> LeaseResult | Refused:
+        book = self.leases
+        if isinstance(command, LeaseGrant):
+            if (error := book.refuse_grant(command.id, command.ttl)) is not None:
+                return Refused(error, self._revision)
+            book.grant(command.id, command.ttl)
+            return LeaseGranted(self._revision, command.id, command.ttl)
+        if isinstance(command, LeaseRevoke):
+            if command.id not in book:
+                return Refused(KvError.LEASE_NOT_FOUND, self._revision)
+            self._end_lease(command.id)
+            return LeaseDone(self._revision)
+        if command.term != self._term:
+            return Refused(KvError.LEASE_OF_OTHER_TERM, self._revision)
+        if isinstance(command, LeaseTick):
+            book.tick(command.clock)
+        elif isinstance(command, LeaseRenew):
+            book.renew(command.ids, command.deadlines)
+        else:
+            for lease in command.ids:
+                if lease in book:
+                    self._end_lease(lease)
+        return LeaseDone(self._revision)
+
+    def _end_lease(self, lease: int) -> None:
+        """Delete the attached keys, in one revision and in order of the keys, and then the lease."""
+        writes = _Writes(self._revision + 1)
+        for key in self.leases.keys(lease):
+            self._delete_range(DeleteRange(key), writes)
+        if writes.sub:
+            self._revision = writes.main
+        self.leases.end(lease)
+
     # -- refusing, before anything has changed
 
     def _malformed(self, command: Command, depth: int) -> bool:
         """Whether a command is decoded but has no meaning. The API refuses all of these with a better text."""
         if isinstance(command, Put):
             return not command.key
+        if isinstance(command, LeaseGrant):
+            return not INT64_MIN <= command.id <= INT64_MAX or not 0 < command.ttl <= INT64_MAX
         if isinstance(command, Range):
             return not 0 <= command.sort_target <= 4 or not 0 <= command.sort_order <= 2
         if isinstance(command, Txn):
@@ -461,6 +522,10 @@ class KvMachine:
         record = b"".join(parts)
         self._current.put(key, record)
         self._changes.append(record)
+        if lease or self.leases.attached:
+            old = 0 if previous is None else lease_of(previous)
+            if old != lease:
+                self.leases.move(key, old, lease)
         return previous
 
     def _delete_range(self, op: DeleteRange, writes: _Writes) -> DeleteResult:
@@ -476,6 +541,8 @@ class KvMachine:
             self._log.put(place, _DELETED + record)
             self._tombstones.put(key, place)
             self._changes.append(place + key)
+            if self.leases.attached and (lease := lease_of(record)):
+                self.leases.move(key, lease, 0)
         self._keys -= len(pairs)
         self._tombstone_count += len(pairs)
         previous = [record for _, record in pairs] if op.prev_kv else []
@@ -683,8 +750,12 @@ class KvMachine:
         assert -1 <= self._compact_revision <= self._revision, (self._compact_revision, self._revision)
         self.auth.validate()
         count = 0
+        attached: dict[bytes, int] = {}
         for key, record in self._current.items():
             kv = decode_key_value(record)
+            if kv.lease:
+                attached[key] = kv.lease
+            assert lease_of(record) == kv.lease, kv
             count += 1
             assert kv.key == key, f"the record of {key!r} is of {kv.key!r}"
             assert encode_key_value(*kv) == record, f"the record of {key!r} is not as protobuf writes it"
@@ -704,6 +775,7 @@ class KvMachine:
             assert (main, sub) in ((last[0], last[1] + 1), (last[0] + 1, 0)), f"log: {last}, then {(main, sub)}"
             last = (main, sub)
             assert entry[0] in (PUT_NEW, PUT_OVER, PUT_AFTER_DELETE, DELETED), entry[0]
+        self.leases.validate(attached)
         assert last[0] == self._revision, f"the log ends at {last}, the revision is {self._revision}"
 
 
