@@ -142,8 +142,8 @@ class Model:
                     ttl, ceiling = self.leases[lease]
                     self.leases[lease] = (ttl, max(ceiling, deadline))
         else:
-            for lease in command.ids:
-                if lease in self.leases:
+            for lease, ceiling in zip(command.ids, command.ceilings, strict=True):
+                if lease in self.leases and (ceiling == self.leases[lease][1]):
                     self.end_lease(lease)
         return ("lease", self.revision)
 
@@ -341,7 +341,9 @@ leases = st.one_of(
     st.lists(st.tuples(lease_ids, clocks), max_size=3).flatmap(
         lambda pairs: st.builds(LeaseRenew, terms, st.just([p[0] for p in pairs]), st.just([p[1] for p in pairs]))
     ),
-    st.builds(LeaseExpire, terms, st.lists(lease_ids, max_size=2)),
+    st.lists(st.tuples(lease_ids, st.sampled_from([-1, 0, 1])), max_size=2).flatmap(
+        lambda pairs: st.builds(LeaseExpire, terms, st.just([p[0] for p in pairs]), st.just([p[1] for p in pairs]))
+    ),
 )
 commands = st.one_of(puts, puts, puts, deletes, ranges, txns, compacts, leases, grants)
 
@@ -396,10 +398,18 @@ class KvAgainstModel(RuleBasedStateMachine):
         self.apply(batch)
 
     def apply(self, batch: list[Command]) -> None:
+        expected = []
+        for command in batch:
+            if isinstance(command, LeaseExpire):  # what was drawn is the distance from the true ceiling
+                known = self.model.leases
+                command.ceilings = [
+                    max(0, known.get(lease, (0, 0))[1] + (far if at % 2 else 0))
+                    for at, (lease, far) in enumerate(zip(command.ids, command.ceilings, strict=True))
+                ]
+            expected.append(self.model.run(command))
         entry = [encode(command) for command in batch]
         self.entries.append(entry)
         context = Context(len(self.entries), TERM, 0)
-        expected = [self.model.run(command) for command in batch]
         from_memory = self.memory.apply(context, entry)
         assert [plain(r) for r in from_memory] == expected
         assert self.disk.apply(context, entry) == from_memory

@@ -62,6 +62,8 @@ from oarlock.raft.messages import (
     HeartbeatReply,
     InstallSnapshot,
     InstallSnapshotReply,
+    LeaseAnswer,
+    LeaseAsk,
     Message,
     Propose,
     ProposeReply,
@@ -860,8 +862,8 @@ class Raft:
                 self._read_index_asked(sender, message)
             case ReadIndexReply():
                 self._read_index_answered(message)
-            case Propose() | ProposeReply():
-                self._ignore(sender, message, "proposals are the replica's business")
+            case Propose() | ProposeReply() | LeaseAsk() | LeaseAnswer():
+                self._ignore(sender, message, "proposals and leases are the replica's business")
             case _:
                 assert_never(message)
 

@@ -41,10 +41,14 @@ class LeaseRenew(msgspec.Struct, tag=9, array_like=True, gc=False):
 
 
 class LeaseExpire(msgspec.Struct, tag=10, array_like=True, gc=False):
-    """The leader of `term` found these expired: end them, each in a revision of its own if keys are attached."""
+    """The leader of `term` found these expired: end them, each in a revision of its own if keys are attached.
+
+    One whose ceiling is not `ceilings[i]` any more is another lease under the same id, and lives on.
+    """
 
     term: int
     ids: list[int]
+    ceilings: list[int]
 
 
 LeaseCommand: TypeAlias = LeaseGrant | LeaseRevoke | LeaseTick | LeaseRenew | LeaseExpire

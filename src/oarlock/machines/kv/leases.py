@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from oarlock.machines.kv.commands import KvError
+from oarlock.machines.kv.commands import KvError, encode
 from oarlock.machines.kv.commands_lease import LeaseExpire, LeaseRenew, LeaseTick
 from oarlock.machines.store import Table
 
@@ -63,8 +63,9 @@ class LeaseBook:
         """The last reading of the lease clock that is in the log, in ns."""
         self.attached = 0
         """Keys that are attached to any lease."""
-        self.journal: list[int] | None = None
-        """Ids that were granted, raised or ended since its reader last emptied it; None while nobody reads it."""
+        self.journal: list[tuple[int, int]] | None = None
+        """What happened since its reader last emptied it: id and TTL of a grant, id and 0 of an end. None while nobody
+        reads it."""
         for key, value in leases.items():
             if key == _CLOCK_KEY:
                 (self.clock,) = _CLOCK.unpack(value)
@@ -103,14 +104,18 @@ class LeaseBook:
 
     # -- the leader's commands
 
-    def tick_command(self, term: int, clock: int) -> LeaseTick:
-        return LeaseTick(term, min(clock, CLOCK_MAX))
+    def slack_ns(self, ttl: int) -> int:
+        """How far above a promise a ceiling for this TTL is set."""
+        return slack_ns(ttl)
 
-    def renew_command(self, term: int, ids: list[int], deadlines: list[int]) -> LeaseRenew:
-        return LeaseRenew(term, ids, deadlines)
+    def tick_command(self, term: int, clock: int) -> bytes:
+        return encode(LeaseTick(term, min(clock, CLOCK_MAX)))
 
-    def expire_command(self, term: int, ids: list[int]) -> LeaseExpire:
-        return LeaseExpire(term, ids)
+    def renew_command(self, term: int, ids: list[int], deadlines: list[int]) -> bytes:
+        return encode(LeaseRenew(term, ids, deadlines))
+
+    def expire_command(self, term: int, ids: list[int], ceilings: list[int]) -> bytes:
+        return encode(LeaseExpire(term, ids, ceilings))
 
     # -- changes, by the machine only
 
@@ -138,6 +143,8 @@ class LeaseBook:
     def grant(self, lease: int, ttl: int) -> None:
         """`refuse_grant` has been asked."""
         self._set(lease, ttl, self.clock + ttl * SECOND + slack_ns(ttl))
+        if self.journal is not None:
+            self.journal.append((lease, ttl))
 
     def _set(self, lease: int, ttl: int, ceiling: int) -> None:
         self._leases[lease] = (ttl, ceiling)
@@ -145,8 +152,6 @@ class LeaseBook:
         key = _id_bytes(lease)
         self._table.put(key, raw)
         self._changes.append(b"lease" + key + raw)
-        if self.journal is not None:
-            self.journal.append(lease)
 
     def renew(self, ids: list[int], deadlines: list[int]) -> None:
         """Leases that are gone are passed over."""
@@ -162,7 +167,7 @@ class LeaseBook:
         self._table.delete(key)
         self._changes.append(b"lease end" + key)
         if self.journal is not None:
-            self.journal.append(lease)
+            self.journal.append((lease, 0))
 
     def move(self, key: bytes, old: int, new: int) -> None:
         """`key` was attached to `old` (0: to none) and is now attached to `new` (0: to none)."""
@@ -181,9 +186,9 @@ class LeaseBook:
         assert len(stored) - (self._table.get(_CLOCK_KEY) is not None) == len(self._leases), "leases: table and memory"
         for lease, (ttl, ceiling) in self._leases.items():
             assert self._table.get(_id_bytes(lease)) == _LEASE.pack(ttl, ceiling), f"lease {lease:x}"
-            assert 0 < ceiling, f"lease {lease:x} with ceiling {ceiling}"
+            assert ceiling > 0, f"lease {lease:x} with ceiling {ceiling}"
         there = {}
-        for raw, _ in self._key_table.items():
+        for raw in (pair[0] for pair in self._key_table.items()):
             lease = int.from_bytes(raw[:8], "big", signed=True)
             assert lease in self._leases, f"{raw[8:]!r} is attached to lease {lease:x}, which is gone"
             there[raw[8:]] = lease

@@ -365,8 +365,9 @@ class KvMachine:
         elif isinstance(command, LeaseRenew):
             book.renew(command.ids, command.deadlines)
         else:
-            for lease in command.ids:
-                if lease in book:
+            for lease, ceiling in zip(command.ids, command.ceilings, strict=False):
+                found = book.get(lease)
+                if found is not None and found[1] == ceiling:
                     self._end_lease(lease)
         return LeaseDone(self._revision)
 
