@@ -94,6 +94,17 @@ class SingleBackend:
         self._barriers.append(done)
         self._plan()
 
+    lease_ttl_min = 2
+
+    def ask_leases(self, renew: Sequence[int], query: Sequence[int], done: Callable[[object], None]) -> None:
+        """Without a keeper: nothing ever expires here, and a lease always has all of its TTL."""
+        if self.refuse_with is not None:
+            raise self.refuse_with
+        book = self.machine.leases
+        renewed = [book.get(lease)[0] if lease in book else 0 for lease in renew]
+        remaining = [book.get(lease)[0] if lease in book else -1 for lease in query]
+        self._loop.call_soon(done, self.fail_with if self.fail_with is not None else (renewed, remaining))
+
     def members(self) -> Sequence[MemberView]:
         return self.view_members
 

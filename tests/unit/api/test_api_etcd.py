@@ -104,7 +104,6 @@ def keyless_compare() -> Any:
             "etcdserver: lease is provided",
         ),
         ("Put", m("PutRequest", key=b"k", ignore_value=True), Code.INVALID_ARGUMENT, "etcdserver: key not found"),
-        ("Put", m("PutRequest", key=b"k", lease=5), Code.NOT_FOUND, "etcdserver: requested lease not found"),
         (
             "Put",
             m("PutRequest", key=b"k", value=b"x" * (1536 * 1024)),
@@ -170,10 +169,12 @@ def keyless_compare() -> Any:
         ("Txn", keyless_compare(), Code.INVALID_ARGUMENT, "etcdserver: key is not provided"),
         (
             "LeaseGrant",
-            m("LeaseGrantRequest", TTL=5),
-            Code.UNIMPLEMENTED,
-            "etcdserverpb.Lease/LeaseGrant is not served by this version of Oarlock",
+            m("LeaseGrantRequest", TTL=9_000_000_001),
+            Code.OUT_OF_RANGE,
+            "etcdserver: too large lease TTL",
         ),
+        ("LeaseRevoke", m("LeaseRevokeRequest", ID=5), Code.NOT_FOUND, "etcdserver: requested lease not found"),
+        ("Put", m("PutRequest", key=b"k", lease=5), Code.NOT_FOUND, "etcdserver: requested lease not found"),
         (
             "Snapshot",
             m("SnapshotRequest"),

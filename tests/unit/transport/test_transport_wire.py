@@ -233,7 +233,7 @@ def entry(term: object = 7, kind: object = 0, payload: object = b"") -> tuple[ob
         (raw(7, 7, 9, 3, b" " * (2**20 + 1), 70, b"", 0, b"", False), "configuration of 1048577 bytes"),
         (raw(7, 7, 9, 3, b"{}", 70, b"", 0, bytes(2**20 + 1), False), "chunk of 1048577 bytes \\(at most 1048576\\)"),
         (raw(14, 7, 1, "x" * 257), "256"),
-        (raw(15, 7), "message type 17 is not known"),
+        (raw(17, 7), "message type 17 is not known"),
         (raw(0, 7), "message type 0 is not known"),
         (raw(255, 7), "message type 255 is not known"),
         (with_header(b"", number=9), "truncated"),

@@ -20,6 +20,7 @@ from oarlock.api.limits import Limits
 from oarlock.errors import RaftError
 from oarlock.machines.kv import commands
 from oarlock.machines.kv.commands import Range, RangeResult, Refused
+from oarlock.machines.kv.leases import LeaseBook
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class KvReads(Protocol):
     def revision(self) -> int: ...
     @property
     def compact_revision(self) -> int: ...
+    @property
+    def leases(self) -> LeaseBook: ...
     def range(self, request: Range) -> RangeResult | Refused: ...
     def range_one(self, key: bytes) -> bytes | None:
         """The encoded KeyValue of `key` now."""

@@ -8,6 +8,7 @@ from oarlock.api.etcd.cluster import ClusterService
 from oarlock.api.etcd.context import ServiceContext, not_served, not_served_stream
 from oarlock.api.etcd.health import HealthService
 from oarlock.api.etcd.kv import KvService
+from oarlock.api.etcd.lease import LeaseService
 from oarlock.api.etcd.maintenance import MaintenanceService
 from oarlock.api.grpc import Method
 from oarlock.api.limits import Limits
@@ -20,6 +21,7 @@ class EtcdService:
         self.context = ServiceContext(backend, limits)
         self._services = (
             KvService(self.context),
+            LeaseService(self.context),
             ClusterService(self.context),
             MaintenanceService(self.context),
             HealthService(),

@@ -103,6 +103,16 @@ class StreamCall(Call):
             self.release()
         return message
 
+    def receive_nowait(self) -> bytes | None:
+        """The next message if it has come already."""
+        if not self._inbox:
+            return None
+        message = self._inbox.popleft()
+        self._inbox_bytes -= len(message)
+        if self._holding and self._inbox_bytes <= self.connection.limits.stream_inbox_bytes_max // 2:
+            self.release()
+        return message
+
     async def send(self, message: bytes) -> None:
         """Send one message, after waiting for a slow reader. Raises `RpcError(CANCELLED)` when the call is over."""
         if not self.open:
