@@ -303,7 +303,10 @@ class Oracle:
 
     @staticmethod
     def _matches_any(allowed: Ledger, found: Ledger, inflight: list[Persist]) -> bool:
-        """Whether `found` is `allowed` and the first so many records of what was under way."""
+        """Whether `found` is `allowed` and the first so many records of what was under way.
+
+        The commit index may come behind the entries: it is only a hint, but never one beyond the log.
+        """
         least = allowed.hard_state.commit
         if allowed.same_as(found) and found.hard_state.commit == least:
             return True
@@ -314,13 +317,12 @@ class Oracle:
                     return True
             if persist.hard_state is not None:
                 allowed.hard_state = persist.hard_state
-                # The commit index may come behind the entries: it is only a hint, but never one beyond the log.
-                if allowed.same_as(found):
-                    return least <= found.hard_state.commit <= allowed.hard_state.commit
+                if allowed.same_as(found) and least <= found.hard_state.commit <= allowed.hard_state.commit:
+                    return True
             for entry in persist.entries:
                 allowed.append(entry)
-                if allowed.same_as(found):
-                    return least <= found.hard_state.commit <= allowed.hard_state.commit
+                if allowed.same_as(found) and least <= found.hard_state.commit <= allowed.hard_state.commit:
+                    return True
         return False
 
     # ------------------------------------------------------------------ turns
