@@ -398,6 +398,7 @@ class Member:
                 self._step.append(event)
             case SnapshotFailed():
                 self._saving = False
+                # sometimes: a snapshot finds no room
                 self._snapshot_wanted = max(self._snapshot_wanted, self._snapshot_begun)
                 self._save_not_before = self._now + SNAPSHOT_RETRY_NS
             case SnapshotLoaded():
@@ -405,6 +406,7 @@ class Member:
             case PeerConnected(peer, _):
                 self._step.append(event)
                 if peer == self.raft.leader_id:
+                    # sometimes: a connection to the leader is new
                     self._forward_again(0)
             case _:
                 self._step.append(event)
@@ -479,6 +481,7 @@ class Member:
             self._append_queue()
             return
         if raft.log.last_term != raft.current_term or raft.last_applied < raft.log.snapshot_index:
+            # sometimes: proposals wait until this member is in step with its leader
             return  # not in step with this leader yet: a snapshot may have to come, which would hide the outcome
         if self._forward_check_at == NEVER:
             self._forward_check_at = self._now + self._config.election_timeout_ns
@@ -490,6 +493,7 @@ class Member:
 
     def _hold(self) -> None:
         """The leader does not take proposals just now: do not ask it again at once."""
+        # sometimes: a leader takes no proposals just now
         self._held_by = (self.raft.current_term, self.raft.leader_id)
         self._hold_until = self._now + self._config.heartbeat_interval_ns
 
@@ -564,9 +568,11 @@ class Member:
             message.term, sender, group.boot, message.request, leads=raft.is_leader, current_term=raft.current_term
         )
         if verdict is Verdict.REFUSE:
+            # sometimes: a forwarded proposal comes to a member that does not lead
             self._refuse(sender, message.request, "not_leader")
         elif verdict is Verdict.NEW:
             if raft.transferring:
+                # sometimes: a forwarded proposal comes during a transfer
                 self._refuse_forward(sender, group.boot, message.request, "transferring")
             elif raft.commit_index - raft.last_applied > self.limits.apply_gap_max:
                 self._refuse_forward(sender, group.boot, message.request, "overloaded")
@@ -587,6 +593,7 @@ class Member:
         if group is None or group.to != sender:
             return
         if message.reason == "overloaded":
+            # sometimes: a forwarded proposal is too much
             self._fail(group, Overloaded("uncommitted_bytes_max", self._config.uncommitted_bytes_max))
         else:
             self._pending.requeue([group])
@@ -600,6 +607,7 @@ class Member:
             if group.term == raft.current_term and group.to == raft.leader_id:
                 if sent_before and group.sent_at > sent_before:
                     continue
+                # sometimes: a forwarded proposal is passed on again
                 group.sent_at = self._now
                 self._out.append(Send(group.to, Propose(term=group.term, request=group.request, payload=group.data)))
 
@@ -673,6 +681,7 @@ class Member:
             self._applied_term = term
             overtaken = self._pending.overtaken(term)
             if overtaken:
+                # sometimes: a change of leader took a proposal's place
                 self.resubmitted += len(overtaken)
                 self._pending.requeue(overtaken)
         if len(self._reads):
@@ -696,6 +705,7 @@ class Member:
         self._saved_at = self._now
         self._applied_term = max(self._applied_term, snapshot.term)
         for group in self._pending.up_to(snapshot.term):
+            # sometimes: a snapshot hides what became of a proposal
             # Its entry may be among those that the snapshot stands for: nobody can tell any more.
             self._fail(group, LeadershipLost("a snapshot took the place of the entries that may hold this proposal"))
         self._step.append(Restored(snapshot))
@@ -715,6 +725,7 @@ class Member:
         raft = self.raft
         if machine is None:
             if self._entries_since >= limits.snapshot_entries:
+                # sometimes: a witness marks what it need not keep
                 # A witness has no state: that it applied the entries is all there is to say.
                 self._entries_since = 0
                 self._step.append(SnapshotWritten(raft.snapshot_meta(raft.last_applied)))
@@ -750,6 +761,7 @@ class Member:
         assert self.machine is not None
         capture = self.machine.capture()
         if capture.index < max(self._snapshot_wanted, self.raft.log.snapshot_index):
+            # sometimes: a checkpoint is too old for the snapshot that is wanted
             capture.close()
             return False
         if self.machine.durable:
@@ -789,6 +801,7 @@ class Member:
         if raft.configuration.member(self.id) is None:
             return
         if self._envelope.record_of(self.id) == self._record:
+            # sometimes: the group knows who this member is
             self._record = None
             return
         self._publishing = True
@@ -803,8 +816,10 @@ class Member:
     def _expire(self) -> None:
         now = self._now
         while (group := self._pending.oldest()) is not None and group.deadline <= now:
+            # sometimes: a proposal takes too long
             self._fail(group, self._late(group))
         for token in self._reads.expired(now):
+            # sometimes: a read takes too long
             self._out.append(ReadsFailed(token, self._late_read()))
         if now >= self._forward_check_at:
             interval = self._config.election_timeout_ns

@@ -149,8 +149,15 @@ class Faults:
         for turn in range(1 + draw.draw(6)):
             client = world.clients[draw.draw(len(world.clients))]
             world.later(world.swarm.timeout * (turn + draw.draw(4)) // 8, client.ask_here, leader)
-        if draw.draw(2):
+        end = draw.draw(4)
+        if end >= 2:
             world.later(world.swarm.timeout * (1 + draw.draw(8)) // 4, self._end, leader)
+        elif end == 1:  # or its disk stands still until after the successor has come
+            leader.sync_extra = world.swarm.timeout * (2 + draw.draw(16))
+            world.later(leader.sync_extra, self._flow, leader)
+
+    def _flow(self, process: Process) -> None:
+        process.sync_extra = 0
 
     def _end(self, process: Process) -> None:
         if process.up and not self._world.healed:

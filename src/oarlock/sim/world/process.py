@@ -250,6 +250,7 @@ class Process:
         self.disk.capacity_bytes = None
         self.faulty = False
         self.sync_factor = 1
+        self.sync_extra = 0
 
     def die(self, *, power: bool) -> None:
         """The process is gone; with `power`, so is what the disk had not made durable."""
