@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 from benchmarks.zoo import report
 from benchmarks.zoo.catalogue import ALL, DEFECTS, EXCLUDED, chosen
