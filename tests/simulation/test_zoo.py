@@ -1,4 +1,4 @@
-"""The bug zoo in small: every planted defect still applies, ten quick ones are killed, and the page says what was found.
+"""The bug zoo in small: every planted defect applies, ten quick ones are killed, and the page says what was found.
 
 `make zoo` runs all of it (docs/reference/zoo.md).
 """
