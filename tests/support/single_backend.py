@@ -7,6 +7,7 @@ Run as a program it serves the API on a port: `python tests/support/single_backe
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ class SingleBackend:
             if self.fail_with is None:
                 self.index += 1
                 results = self.machine.apply(
-                    Context(self.index, self.term, self.index), [command for command, _ in inbox]
+                    Context(self.index, self.term, time.time_ns()), [command for command, _ in inbox]
                 )
             else:
                 results = [self.fail_with] * len(inbox)

@@ -11,7 +11,9 @@ from typing import Any, Final
 from oarlock.api import proto
 from oarlock.api.etcd import errors
 from oarlock.api.etcd.codec import varint
-from oarlock.api.etcd.context import ServiceContext, fail, parse
+from oarlock.api.etcd.context import ServiceContext, fail
+from oarlock.api.etcd.parsing import parse
+from oarlock.api.etcd.tokens import Identity
 from oarlock.api.grpc import Call, Method, RpcError, StreamCall
 from oarlock.errors import RaftError
 from oarlock.machines.kv.commands import KvError, Refused
@@ -96,11 +98,25 @@ class LeaseService:
             ids = [_lease_of(message)]
             while len(ids) < KEEP_ALIVES_AT_ONCE_MAX and (more := call.receive_nowait()) is not None:
                 ids.append(_lease_of(more))
+            if self._context.access.auth.enabled:
+                await self._must_be_allowed(call, ids)
             # As etcd: the revision of before the renewal.
             head = self._header(self._kv.revision, self._backend.term)
             for lease, ttl in zip(ids, await self._renew(ids), strict=True):
                 answer = head + b"\x10" + varint(lease) if lease else head
                 await call.send(answer + b"\x18" + varint(ttl) if ttl else answer)
+
+    async def _must_be_allowed(self, call: StreamCall, ids: list[int]) -> None:
+        """Raises `RpcError` unless the caller may write all keys that these leases hold."""
+        access = self._context.access
+
+        def question(identity: Identity | None) -> RpcError | None:
+            answers = (access.may_use_lease(identity, lease) for lease in ids)
+            return next((refused for refused in answers if refused is not None), None)
+
+        refused = await access.ask(call, question)
+        if refused is not None:
+            raise refused
 
     async def _renew(self, ids: list[int]) -> list[int]:
         """The TTL of each lease, 0 for one that is unknown or over. Raises `RpcError`."""

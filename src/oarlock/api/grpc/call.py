@@ -21,7 +21,10 @@ class Call:
     """A unary call. Its handler ends it, now or later, with one `reply` or `fail`; what comes after that is
     ignored, as is everything once the client has gone or its deadline has passed (`open` is False then)."""
 
-    __slots__ = ("connection", "stream_id", "method", "route", "open", "due", "waited_s", "parts", "size", "answered")
+    __slots__ = (
+        "connection", "stream_id", "method", "route", "open", "due", "waited_s", "parts", "size", "answered",
+        "identity", "admitted",
+    )  # fmt: skip
 
     def __init__(self, connection: GrpcConnection, stream_id: int, method: Method, route: Route) -> None:
         self.connection = connection
@@ -34,6 +37,8 @@ class Call:
         self.parts: bytearray | None = None  # of a request that comes in several frames
         self.size = 0  # of the whole request with its prefix, where known
         self.answered = False  # response headers are out
+        self.identity: tuple[str, int] | None = None  # user and auth revision, where authentication is on
+        self.admitted = 0  # the auth revision at which it was found that the call may be served
 
     def metadata(self, name: bytes) -> bytes | None:
         """A request header, by its lower-case name."""

@@ -249,6 +249,10 @@ class KvMachine:
         """The keys that are attached to a lease, ascending; none if there is no such lease."""
         return self.leases.keys(lease)
 
+    def lease_ids(self) -> Sequence[int]:
+        """All leases, ascending."""
+        return self.leases.ids()
+
     def apply(self, context: Context, commands: Sequence[bytes]) -> list[object]:
         assert context.index > self._store.applied_index, (
             f"entry {context.index} is applied after {self._store.applied_index}"
