@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from tests.support.single_backend import SingleBackend, make_machine
 
-from oarlock.api.etcd.tokens import AuthOptions
 from oarlock.api.grpc import Call, Code, Method, RpcError, StreamCall
 from oarlock.api.limits import Limits
 from oarlock.api.metrics import Metrics
@@ -82,7 +81,7 @@ poured: list[int] = []
 
 
 @asynccontextmanager
-async def serve(engine: str, *, auth: AuthOptions | None = None, **limits: Any) -> AsyncIterator[Served]:
+async def serve(engine: str, **limits: Any) -> AsyncIterator[Served]:
     backend = SingleBackend(make_machine())
     metrics = Metrics()
     waiting: list[Call] = []
@@ -98,7 +97,7 @@ async def serve(engine: str, *, auth: AuthOptions | None = None, **limits: Any) 
         Method("test.Test", "Deaf", stream=_deaf),
     ]
     server = await start_api(
-        backend, ["http://127.0.0.1:0"], metrics, limits=Limits(**limits), engine=engine, methods=methods, auth=auth
+        backend, ["http://127.0.0.1:0"], metrics, limits=Limits(**limits), engine=engine, methods=methods
     )
     try:
         yield Served(server, backend, metrics, waiting)
