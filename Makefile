@@ -11,13 +11,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 SOAK_SECONDS ?= 600
+BUDGET ?= 400
+ONLY ?=
+JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
 # the source files, for the checks that take them; benchmarks and examples are Python too
 CODE := $(wildcard src tests examples benchmarks tools docs/conf.py)
 # what `make check` runs: everything that is quick
 FAST := $(wildcard tests/unit tests/paper tests/scenarios tests/simulation tests/test_architecture.py tests/test_docs.py)
 
-.PHONY: help run test check soak bench docs bless format clean
+.PHONY: help run test check soak bench zoo docs bless format clean
 
 help:  ## say what the targets do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -72,6 +75,9 @@ soak: $(VENV)/.dev  ## the long tests; SOAK_SECONDS=3600 for an hour each
 
 bench: $(VENV)/.dev  ## the measurements, side by side with a real etcd
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+zoo: $(VENV)/.dev  ## plant known defects in copies of the source and let the simulator find them: BUDGET=400 ONLY="BZ-44 BZ-65" JOBS=2
+	@$(BIN)/python -m benchmarks.zoo --budget $(BUDGET) --jobs $(JOBS) --only $(ONLY)
 
 docs: $(VENV)/.dev  ## the documentation as HTML in build/docs
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs

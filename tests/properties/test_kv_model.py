@@ -34,10 +34,21 @@ from oarlock.machines.kv.commands import (
     TxnResult,
     encode,
 )
+from oarlock.machines.kv.commands_lease import (
+    LeaseDone,
+    LeaseExpire,
+    LeaseGrant,
+    LeaseGranted,
+    LeaseRenew,
+    LeaseRevoke,
+    LeaseTick,
+)
 from oarlock.machines.kv.encoding import decode_key_value
 from oarlock.machines.kv.layout import TABLES
 from oarlock.machines.kv.machine import KvMachine
 from oarlock.machines.lmdb_store import LmdbStore
+
+TERM = 1  # of every entry
 
 # -- the model
 
@@ -65,6 +76,8 @@ class Model:
     def __init__(self) -> None:
         self.states: list[dict[bytes, KV]] = [{}, {}]  # by revision; the store begins at 1
         self.compacted = -1
+        self.leases: dict[int, tuple[int, int]] = {}  # TTL in s, ceiling in ns
+        self.clock = 0
 
     @property
     def revision(self) -> int:
@@ -79,6 +92,8 @@ class Model:
                     raise Refusal(KvError.FUTURE_REVISION)
                 self.compacted = command.revision
                 return ("compact", self.revision)
+            if isinstance(command, LeaseGrant | LeaseRevoke | LeaseTick | LeaseRenew | LeaseExpire):
+                return self.run_lease(command)
             before = self.states[-1]
             self.work, self.wrote = dict(before), False
             if isinstance(command, Txn):
@@ -103,9 +118,47 @@ class Model:
         except Refusal as refusal:
             return ("refused", refusal.args[0], self.revision)
 
+    def run_lease(self, command: Any) -> Any:
+        if isinstance(command, LeaseGrant):
+            if command.ttl > 9_000_000_000:
+                raise Refusal(KvError.LEASE_TTL_TOO_LARGE)
+            if command.id in self.leases:
+                raise Refusal(KvError.LEASE_EXISTS)
+            slack = max(10**9, min(30 * 10**9, command.ttl * 10**9 // 2))
+            self.leases[command.id] = (command.ttl, self.clock + command.ttl * 10**9 + slack)
+            return ("granted", self.revision, command.id, command.ttl)
+        if isinstance(command, LeaseRevoke):
+            if command.id not in self.leases:
+                raise Refusal(KvError.LEASE_NOT_FOUND)
+            self.end_lease(command.id)
+        elif command.term != TERM:
+            raise Refusal(KvError.LEASE_OF_OTHER_TERM)
+        elif isinstance(command, LeaseTick):
+            if self.leases:
+                self.clock = max(self.clock, command.clock)
+        elif isinstance(command, LeaseRenew):
+            for lease, deadline in zip(command.ids, command.deadlines, strict=True):
+                if lease in self.leases:
+                    ttl, ceiling = self.leases[lease]
+                    self.leases[lease] = (ttl, max(ceiling, deadline))
+        else:
+            for lease, ceiling in zip(command.ids, command.ceilings, strict=True):
+                if lease in self.leases and (ceiling == self.leases[lease][1]):
+                    self.end_lease(lease)
+        return ("lease", self.revision)
+
+    def end_lease(self, lease: int) -> None:
+        del self.leases[lease]
+        left = {key: kv for key, kv in self.states[-1].items() if kv.lease != lease}
+        if len(left) < len(self.states[-1]):
+            self.states.append(left)
+
+    def attached(self, lease: int) -> list[bytes]:
+        return sorted(key for key, kv in self.states[-1].items() if kv.lease == lease)
+
     def check_put(self, put: Put, before: dict[bytes, KV], order: tuple[str, str]) -> None:
         for what in order:
-            if what == "lease" and put.lease:
+            if what == "lease" and put.lease and put.lease not in self.leases:
                 raise Refusal(KvError.LEASE_NOT_FOUND)
             if what == "key" and (put.ignore_value or put.ignore_lease) and put.key not in before:
                 raise Refusal(KvError.KEY_NOT_FOUND)
@@ -152,10 +205,11 @@ class Model:
             old = self.work.get(op.key)
             self.wrote = True
             value = old.value if old and op.ignore_value else op.value if not op.ignore_value else b""
+            lease = old.lease if old and op.ignore_lease else op.lease
             if old:
-                self.work[op.key] = replace(old, mod=new, version=old.version + 1, value=value, lease=op.lease)
+                self.work[op.key] = replace(old, mod=new, version=old.version + 1, value=value, lease=lease)
             else:
-                self.work[op.key] = KV(new, new, 1, value, op.lease)
+                self.work[op.key] = KV(new, new, 1, value, lease)
             return ("put", new, (op.key, old) if op.prev_kv and old else None)
         if isinstance(op, DeleteRange):
             gone = [(key, kv) for key, kv in sorted(self.work.items()) if inside(key, op.key, op.range_end)]
@@ -215,6 +269,10 @@ def plain(result: Any) -> Any:
             return ("txn", revision, succeeded, [plain(r) for r in responses])
         case CompactResult(revision):
             return ("compact", revision)
+        case LeaseGranted(revision, lease, ttl):
+            return ("granted", revision, lease, ttl)
+        case LeaseDone(revision):
+            return ("lease", revision)
     raise AssertionError(result)
 
 
@@ -241,7 +299,7 @@ puts = st.builds(
     Put,
     keys,
     values,
-    st.sampled_from([0] * 12 + [7]),
+    st.sampled_from([0] * 6 + [7, 7, -2, 9]),
     st.booleans(),
     st.sampled_from([False, False, False, True]),
     st.sampled_from([False, False, False, True]),
@@ -271,7 +329,23 @@ leaf_txns = st.builds(Txn, compares, leaf_ops, leaf_ops)
 nested_ops = st.lists(st.one_of(puts, deletes, ranges, leaf_txns), max_size=4)
 txns = st.builds(Txn, compares, nested_ops, nested_ops) | leaf_txns
 compacts = st.builds(Compact, revisions)
-commands = st.one_of(puts, puts, puts, deletes, ranges, txns, compacts)
+lease_ids = st.sampled_from([7, 7, -2, 9])
+terms = st.sampled_from([TERM, TERM, TERM, TERM + 1])
+clocks = st.integers(0, 100 * 10**9)
+grants = st.builds(LeaseGrant, lease_ids, st.sampled_from([1, 2, 60, 9_000_000_000, 9_000_000_001]))
+leases = st.one_of(
+    grants,
+    grants,
+    st.builds(LeaseRevoke, lease_ids),
+    st.builds(LeaseTick, terms, clocks),
+    st.lists(st.tuples(lease_ids, clocks), max_size=3).flatmap(
+        lambda pairs: st.builds(LeaseRenew, terms, st.just([p[0] for p in pairs]), st.just([p[1] for p in pairs]))
+    ),
+    st.lists(st.tuples(lease_ids, st.sampled_from([-1, 0, 1])), max_size=2).flatmap(
+        lambda pairs: st.builds(LeaseExpire, terms, st.just([p[0] for p in pairs]), st.just([p[1] for p in pairs]))
+    ),
+)
+commands = st.one_of(puts, puts, puts, deletes, ranges, txns, compacts, leases, grants)
 
 hot_writes = st.builds(Put, hot, values) | st.builds(DeleteRange, hot)
 long_writes = st.one_of(
@@ -324,10 +398,18 @@ class KvAgainstModel(RuleBasedStateMachine):
         self.apply(batch)
 
     def apply(self, batch: list[Command]) -> None:
+        expected = []
+        for command in batch:
+            if isinstance(command, LeaseExpire):  # what was drawn is the distance from the true ceiling
+                known = self.model.leases
+                command.ceilings = [
+                    max(0, known.get(lease, (0, 0))[1] + (far if at % 2 else 0))
+                    for at, (lease, far) in enumerate(zip(command.ids, command.ceilings, strict=True))
+                ]
+            expected.append(self.model.run(command))
         entry = [encode(command) for command in batch]
         self.entries.append(entry)
-        context = Context(len(self.entries), 1, 0)
-        expected = [self.model.run(command) for command in batch]
+        context = Context(len(self.entries), TERM, 0)
         from_memory = self.memory.apply(context, entry)
         assert [plain(r) for r in from_memory] == expected
         assert self.disk.apply(context, entry) == from_memory
@@ -376,7 +458,7 @@ class KvAgainstModel(RuleBasedStateMachine):
         self.disk = self.open_disk()
         assert self.disk.applied_index == self.durable_index
         for index in range(self.durable_index, len(self.entries)):
-            self.disk.apply(Context(index + 1, 1, 0), self.entries[index])
+            self.disk.apply(Context(index + 1, TERM, 0), self.entries[index])
 
     @rule()
     def captures_are_equal(self) -> None:
@@ -406,7 +488,7 @@ class KvAgainstModel(RuleBasedStateMachine):
         memory.restore(capture.index, capture.chunks())
         capture.close()
         for index in range(capture.index, len(self.entries)):
-            memory.apply(Context(index + 1, 1, 0), self.entries[index])
+            memory.apply(Context(index + 1, TERM, 0), self.entries[index])
         self.memory = memory
 
     @invariant()
@@ -415,6 +497,10 @@ class KvAgainstModel(RuleBasedStateMachine):
             assert machine.revision == self.model.revision
             assert machine.compact_revision == self.model.compacted
             assert machine.applied_index == len(self.entries)
+            assert dict(machine.leases.items()) == self.model.leases
+            assert machine.leases.clock == self.model.clock
+            for lease in self.model.leases:
+                assert machine.leases.keys(lease) == self.model.attached(lease)
         assert self.memory.hash() == self.disk.hash()
 
     def teardown(self) -> None:

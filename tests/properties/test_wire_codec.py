@@ -16,6 +16,8 @@ from oarlock.raft.messages import (
     HeartbeatReply,
     InstallSnapshot,
     InstallSnapshotReply,
+    LeaseAnswer,
+    LeaseAsk,
     Message,
     Propose,
     ProposeReply,
@@ -83,6 +85,7 @@ def snapshots(draw: st.DrawFn) -> InstallSnapshot:
     return InstallSnapshot(term=term, snapshot=meta, offset=offset, data=data, done=draw(flag))
 
 
+i64s = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5).map(tuple)
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(RequestVote, term=u64, last_log_index=u64, last_log_term=u64, pre_vote=flag, transfer=flag),
     st.builds(RequestVoteReply, term=u64, granted=flag, pre_vote=flag),
@@ -98,6 +101,8 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(ReadIndexReply, term=u64, request=u64, index=u64),
     st.builds(Propose, term=u64, request=u64, payload=payload),
     st.builds(ProposeReply, term=u64, request=u64, reason=st.text(max_size=256)),
+    st.builds(LeaseAsk, term=u64, request=u64, renew=i64s, query=i64s),
+    st.builds(LeaseAnswer, term=u64, request=u64, renewed=i64s, remaining=i64s, reason=st.text(max_size=256)),
 )
 
 

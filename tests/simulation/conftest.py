@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-SUPPORT = str(Path(__file__).parents[1] / "support")
-if SUPPORT not in sys.path:
-    sys.path.insert(0, SUPPORT)
+# what tests share, and the bug zoo, which is a program of its own
+for directory in (Path(__file__).parents[1] / "support", Path(__file__).parents[2]):
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))

@@ -47,11 +47,35 @@ StatusResponse: 1 ResponseHeader header, 2 string version, 3 int64 dbSize, 4 uin
   6 uint64 raftTerm, 7 uint64 raftAppliedIndex, 8 *string errors, 9 int64 dbSizeInUse, 10 bool isLearner
 MoveLeaderRequest: 1 uint64 targetID
 MoveLeaderResponse: 1 ResponseHeader header
+LeaseGrantRequest: 1 int64 TTL, 2 int64 ID
+LeaseGrantResponse: 1 ResponseHeader header, 2 int64 ID, 3 int64 TTL, 4 string error
+LeaseRevokeRequest: 1 int64 ID
+LeaseRevokeResponse: 1 ResponseHeader header
+LeaseKeepAliveRequest: 1 int64 ID
+LeaseKeepAliveResponse: 1 ResponseHeader header, 2 int64 ID, 3 int64 TTL
+LeaseTimeToLiveRequest: 1 int64 ID, 2 bool keys
+LeaseTimeToLiveResponse: 1 ResponseHeader header, 2 int64 ID, 3 int64 TTL, 4 int64 grantedTTL, 5 *bytes keys
+LeaseLeasesRequest:
+LeaseStatus: 1 int64 ID
+LeaseLeasesResponse: 1 ResponseHeader header, 2 *LeaseStatus leases
+AlarmRequest: 1 int32 action, 2 uint64 memberID, 3 int32 alarm
+AlarmMember: 1 uint64 memberID, 2 int32 alarm
+AlarmResponse: 1 ResponseHeader header, 2 *AlarmMember alarms
+DefragmentRequest:
+DefragmentResponse: 1 ResponseHeader header
+HashRequest:
+HashResponse: 1 ResponseHeader header, 2 uint32 hash
+HashKVRequest: 1 int64 revision
+HashKVResponse: 1 ResponseHeader header, 2 uint32 hash, 3 int64 compact_revision, 4 int64 hash_revision
+SnapshotRequest:
+SnapshotResponse: 1 ResponseHeader header, 2 uint64 remaining_bytes, 3 bytes blob, 4 string version
+DowngradeRequest: 1 int32 action, 2 string version
+DowngradeResponse: 1 ResponseHeader header, 2 string version
 """
 
 _SCALARS: Final = {
     name: getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{name.upper()}")
-    for name in ("bytes", "string", "bool", "int32", "int64", "uint64")
+    for name in ("bytes", "string", "bool", "int32", "int64", "uint32", "uint64")
 }
 
 _METHODS: Final = {
@@ -63,6 +87,15 @@ _METHODS: Final = {
     "MemberList": ("Cluster", "MemberListRequest", "MemberListResponse"),
     "Status": ("Maintenance", "StatusRequest", "StatusResponse"),
     "MoveLeader": ("Maintenance", "MoveLeaderRequest", "MoveLeaderResponse"),
+    "LeaseGrant": ("Lease", "LeaseGrantRequest", "LeaseGrantResponse"),
+    "LeaseRevoke": ("Lease", "LeaseRevokeRequest", "LeaseRevokeResponse"),
+    "LeaseTimeToLive": ("Lease", "LeaseTimeToLiveRequest", "LeaseTimeToLiveResponse"),
+    "LeaseLeases": ("Lease", "LeaseLeasesRequest", "LeaseLeasesResponse"),
+    "Alarm": ("Maintenance", "AlarmRequest", "AlarmResponse"),
+    "Defragment": ("Maintenance", "DefragmentRequest", "DefragmentResponse"),
+    "Hash": ("Maintenance", "HashRequest", "HashResponse"),
+    "HashKV": ("Maintenance", "HashKVRequest", "HashKVResponse"),
+    "Downgrade": ("Maintenance", "DowngradeRequest", "DowngradeResponse"),
 }
 
 EQUAL, GREATER, LESS, NOT_EQUAL = range(4)
@@ -151,6 +184,16 @@ class EtcdClient:
             )
             for method, (service, request, response) in _METHODS.items()
         }
+        self._keep_alive = self.channel.stream_stream(
+            "/etcdserverpb.Lease/LeaseKeepAlive",
+            request_serializer=M["LeaseKeepAliveRequest"].SerializeToString,
+            response_deserializer=M["LeaseKeepAliveResponse"].FromString,
+        )
+        self._snapshot = self.channel.unary_stream(
+            "/etcdserverpb.Maintenance/Snapshot",
+            request_serializer=M["SnapshotRequest"].SerializeToString,
+            response_deserializer=M["SnapshotResponse"].FromString,
+        )
 
     def __enter__(self) -> EtcdClient:
         return self
@@ -188,6 +231,18 @@ class EtcdClient:
 
     def status(self, *, timeout: float | None = None) -> Any:
         return self.call("Status", timeout=timeout)
+
+    def lease_grant(self, ttl: int, lease: int = 0) -> int:
+        return int(self.call("LeaseGrant", TTL=ttl, ID=lease).ID)
+
+    def keep_alive(self, *leases: int) -> list[Any]:
+        """The answers to one keep-alive for each lease, on one stream."""
+        requests = iter([M["LeaseKeepAliveRequest"](ID=lease) for lease in leases])
+        return list(self._keep_alive(requests, timeout=self.timeout))
+
+    def snapshot(self) -> Any:
+        """An iterator over the stream of a snapshot."""
+        return self._snapshot(M["SnapshotRequest"](), timeout=60)
 
     def everything(self, *, serializable: bool = True) -> Any:
         """The whole store as this member has it."""

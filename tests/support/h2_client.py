@@ -160,3 +160,9 @@ class H2Client:
         stream_id = self.start(path, extra)
         self.send(stream_id, message_frame(message), end_stream=True)
         return await self.finish(stream_id)
+
+    async def stream(self, path: str, messages: Iterable[bytes], extra: Iterable[tuple[bytes, bytes]] = ()) -> Answer:
+        """Send all messages and the end of the stream, and wait for its end."""
+        stream_id = self.start(path, extra)
+        self.send(stream_id, b"".join(message_frame(message) for message in messages), end_stream=True)
+        return await self.finish(stream_id)

@@ -7,6 +7,7 @@ Run as a program it serves the API on a port: `python tests/support/single_backe
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ class SingleBackend:
             if self.fail_with is None:
                 self.index += 1
                 results = self.machine.apply(
-                    Context(self.index, self.term, self.index), [command for command, _ in inbox]
+                    Context(self.index, self.term, time.time_ns()), [command for command, _ in inbox]
                 )
             else:
                 results = [self.fail_with] * len(inbox)
@@ -93,6 +94,17 @@ class SingleBackend:
             return
         self._barriers.append(done)
         self._plan()
+
+    lease_ttl_min = 2
+
+    def ask_leases(self, renew: Sequence[int], query: Sequence[int], done: Callable[[object], None]) -> None:
+        """Without a keeper: nothing ever expires here, and a lease always has all of its TTL."""
+        if self.refuse_with is not None:
+            raise self.refuse_with
+        book = self.machine.leases
+        renewed = [book.get(lease)[0] if lease in book else 0 for lease in renew]
+        remaining = [book.get(lease)[0] if lease in book else -1 for lease in query]
+        self._loop.call_soon(done, self.fail_with if self.fail_with is not None else (renewed, remaining))
 
     def members(self) -> Sequence[MemberView]:
         return self.view_members

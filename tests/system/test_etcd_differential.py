@@ -104,6 +104,7 @@ class Target:
     """One server under comparison."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self.channel = grpc.insecure_channel(
             address, options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         )

@@ -46,6 +46,9 @@ class Backend(Protocol):
     term: int
     """The member's current term (read on every response)."""
 
+    lease_ttl_min: int
+    """Seconds that a lease is granted at least."""
+
     @property
     def kv(self) -> object:
         """The member's `machines.kv.KvMachine`, for reads only."""
@@ -59,6 +62,11 @@ class Backend(Protocol):
     def read_barrier(self, done: Callable[[RaftError | None], None]) -> None:
         """Call `done(None)` as soon as a read of this member's machine is linearizable (ReadIndex), or
         `done(error)`."""
+
+    def ask_leases(self, renew: Sequence[int], query: Sequence[int], done: Callable[[object], None]) -> None:
+        """Renew leases, and ask how long others have, wherever the leader is. `done((renewed, remaining))`: the TTL in
+        s for each of `renew`, 0 for one that is unknown or over; the rest of it in s for each of `query`, -1 for such
+        a one. Or `done(error)` with a `RaftError`. Raises `Overloaded` at once when too much waits."""
 
     def members(self) -> Sequence[MemberView]: ...
 

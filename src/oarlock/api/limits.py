@@ -53,6 +53,30 @@ class Limits:
     txn_ops_max: int = 128
     """Operations of one transaction (etcd's --max-txn-ops)."""
 
+    txn_depth_max: int = 8
+    """How deep transactions are nested: 1 is a transaction that holds none."""
+
+    password_threads: int = 2
+    """Threads that hash and check passwords."""
+
+    passwords_waiting_max: int = 64
+    """Passwords that wait to be hashed or checked. Over it: "too many requests"."""
+
+    password_cache_max: int = 1024
+    """Right passwords, and callers who were wrong, that are remembered."""
+
+    password_cache_s: float = 60.0
+    """How long a right password is remembered."""
+
+    wrong_passwords_max: int = 10
+    """Wrong passwords for one user in a row from one address. Over it: "too many requests"."""
+
+    wrong_passwords_per_s: float = 0.5
+    """How fast they are forgiven."""
+
+    tokens_remembered_max: int = 20_000
+    """Tokens whose last use, or checked signature, is remembered."""
+
     control_frames_per_s: int = 2000
     """PING, SETTINGS and RST_STREAM frames a second from one connection. Over it: GOAWAY with ENHANCE_YOUR_CALM."""
 

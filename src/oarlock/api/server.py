@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from oarlock.api.backend import Backend
 from oarlock.api.etcd import ETCD_VERSION, EtcdService
+from oarlock.api.etcd.tokens import AuthOptions
 from oarlock.api.grpc import GrpcConnection, Method, Router
 from oarlock.api.http1 import Http1Guard, http1_factory, make_application
 from oarlock.api.http2 import Http2Connection, engine_factory
@@ -38,6 +39,7 @@ class ApiServer:
         engine: str | None,
         allowed_hosts: Sequence[str],
         methods: Sequence[Method],
+        auth: AuthOptions,
     ) -> None:
         self.limits = limits
         self.engine = engine_factory(engine)
@@ -46,9 +48,10 @@ class ApiServer:
         self.unsent_bytes = 0
         self._backend_flush_soon = backend.flush_soon
         self._to_flush: list[Http2Connection] = []
-        self.service = EtcdService(backend, limits)
+        self.service = EtcdService(backend, limits, auth)
         served = {(m.service, m.name) for m in methods}
         all_methods = [m for m in self.service.methods() if (m.service, m.name) not in served] + list(methods)
+        self.service.protect(all_methods)
         self.router = Router(all_methods)
         metrics.watch_backend(backend, ETCD_VERSION)
         metrics.watch_methods(all_methods)
@@ -130,6 +133,7 @@ class ApiServer:
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         self._ticker.cancel()
+        self.service.close()
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
         while self.connections:  # noqa: ASYNC110
@@ -299,14 +303,16 @@ async def start_api(
     engine: str | None = None,
     allowed_hosts: Sequence[str] = ("*",),
     methods: Sequence[Method] = (),
+    auth: AuthOptions | None = None,
 ) -> ApiServer:
     """Serve `backend` on all `listeners` (URLs; port 0 picks a free one, see `ApiServer.addresses`).
 
     `metrics` is for this server alone. `engine` is "ngh2" or "h2", None for the best one installed. `methods` are
-    further RPCs, or replacements of ours. Raises `ConfigurationError` for a malformed URL, `ValueError` for an
-    unknown engine, `OSError` if an address cannot be had; nothing is left listening then.
+    further RPCs, or replacements of ours. `auth` says how clients prove who they are. Raises `ConfigurationError` for a
+    malformed URL, `ValueError` for an unknown engine, `OSError` if an address cannot be had; nothing is left listening
+    then.
     """
-    server = ApiServer(backend, metrics, limits or Limits(), engine, allowed_hosts, methods)
+    server = ApiServer(backend, metrics, limits or Limits(), engine, allowed_hosts, methods, auth or AuthOptions())
     try:
         for url in listeners:
             await server.listen(url, tls)

@@ -8,10 +8,14 @@ no code with what it checks and works for any store. Public names:
 - `Register`, `KeyValue`: models of a register with compare-and-set and of a store with append; `Model` to write
   another;
 - `check_linearizable`, `Verdict`, `Violation`: the decision;
-- `parse_jepsen_register`, `parse_kv_history`: two text formats in which histories are published.
+- `parse_jsonl`, `dump_jsonl`: histories as JSON Lines; `parse_jepsen_register`, `parse_kv_history`: two text formats in
+  which histories are published;
+- `explain`, `Explanation`, `violation_page`: why there is no order, in sentences and as a picture (HTML).
 """
 
+from oarlock.check.explain import Explanation, explain
 from oarlock.check.history import UNKNOWN, Operation, Recorder, Unknown
+from oarlock.check.jsonl import dump_jsonl, parse_jsonl
 from oarlock.check.linearizability import (
     CONFIGURATIONS_MAX,
     CheckTooLarge,
@@ -34,6 +38,7 @@ from oarlock.check.models import (
     Write,
 )
 from oarlock.check.parse import MalformedHistory, parse_jepsen_register, parse_kv_history
+from oarlock.check.picture import violation_page
 
 __all__ = [
     "CONFIGURATIONS_MAX",
@@ -58,6 +63,11 @@ __all__ = [
     "Violation",
     "Write",
     "check_linearizable",
+    "Explanation",
+    "dump_jsonl",
+    "explain",
+    "parse_jsonl",
+    "violation_page",
     "parse_jepsen_register",
     "parse_kv_history",
 ]

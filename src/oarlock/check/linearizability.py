@@ -17,13 +17,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from oarlock.check.history import UNKNOWN, Operation
 from oarlock.check.models import IMPOSSIBLE, Model
 
 CONFIGURATIONS_MAX: Final = 2_000_000
 """Configurations that one event of one key may lead through before the check gives up with `CheckTooLarge`."""
+
+PROGRESS_EVERY: Final = 32
+"""Operations between two calls of `progress`."""
 
 SHRINK_CHECKS_MAX: Final = 400
 """Further checks that may be spent on making the explanation of a violation shorter."""
@@ -82,13 +85,19 @@ class Verdict:
 
 
 def check_linearizable(
-    model: Model, history: Iterable[Operation], *, configurations_max: int = CONFIGURATIONS_MAX, shrink: bool = True
+    model: Model,
+    history: Iterable[Operation],
+    *,
+    configurations_max: int = CONFIGURATIONS_MAX,
+    shrink: bool = True,
+    progress: Callable[[int], None] | None = None,
 ) -> Verdict:
     """Decide whether `history` is linearizable with respect to `model`, key by key.
 
     Two operations of which one ends at the very reading of the clock at which the other starts count as concurrent.
-    `shrink=False` leaves the explanation of a violation as it was found. Raises `CheckTooLarge` when one key would need
-    more than `configurations_max` configurations at one event.
+    `shrink=False` leaves the explanation of a violation as it was found. `progress` is told, now and then, how many
+    more operations are behind the search. Raises `CheckTooLarge` when one key would need more than
+    `configurations_max` configurations at one event.
 
     >>> from oarlock.check import Operation, Read, Register, Write
     >>> write = Operation(call=Write(1), result=None, start=0, end=1)
@@ -106,7 +115,7 @@ def check_linearizable(
         parts.setdefault(operation.key, []).append(operation)
     violations: list[Violation] = []
     for key, operations in parts.items():
-        violation = _search(model, key, operations, configurations_max)
+        violation = _search(model, key, operations, configurations_max, progress=progress)
         if violation is not None:
             violations.append(_shrunk(model, violation, configurations_max) if shrink else violation)
     return Verdict(violations=tuple(violations), operations=count, keys=len(parts))
@@ -141,7 +150,29 @@ class _Frontier:
         return [(state, finished | used) for (state, finished), sets in self.kept.items() for used in sets]
 
 
-def _search(model: Model, key: Hashable, operations: Sequence[Operation], configurations_max: int) -> Violation | None:
+Configuration: TypeAlias = tuple[Hashable, int]
+"""A state of the model, and the bits of the operations that took effect and are still open."""
+
+
+@dataclass(slots=True)
+class Trail:
+    """How the configurations of one event came about, to find an order again afterwards."""
+
+    opened: dict[int, Operation]  # by bit
+    returned: int  # the bit of the operation that returns here
+    placed: dict[Configuration, tuple[Configuration, int] | None]  # from what, by placing what; None: it was there
+    ended: dict[Configuration, tuple[Configuration, int]]  # bit 0: the operation had taken effect before
+
+
+def _search(
+    model: Model,
+    key: Hashable,
+    operations: Sequence[Operation],
+    configurations_max: int,
+    *,
+    progress: Callable[[int], None] | None = None,
+    trails: list[Trail] | None = None,
+) -> Violation | None:
     """Walk the events of one key; `None` if an order exists, else the moment at which the last one vanished."""
     events: list[tuple[float, int, int]] = []  # (time, 0 for a call and 1 for a return, number of the operation)
     for number, operation in enumerate(operations):
@@ -155,7 +186,8 @@ def _search(model: Model, key: Hashable, operations: Sequence[Operation], config
     free: list[int] = []
     bits_used = 0
     unknown = 0
-    configurations: list[tuple[Hashable, int]] = [(model.initial(), 0)]
+    behind = 0
+    configurations: list[Configuration] = [(model.initial(), 0)]
     for _, is_return, number in events:
         operation = operations[number]
         if not is_return:
@@ -169,8 +201,16 @@ def _search(model: Model, key: Hashable, operations: Sequence[Operation], config
                 unknown |= bit
             continue
         bit = bits[number]
+        behind += 1
+        if progress is not None and behind == PROGRESS_EVERY:
+            progress(behind)
+            behind = 0
         opened = [(bits[other], operations[other]) for other in bits]
-        reached = _place(model, configurations, opened, bit, unknown, configurations_max)
+        trail = None
+        if trails is not None:
+            trail = Trail(dict(opened), bit, {}, {})
+            trails.append(trail)
+        reached = _place(model, configurations, opened, bit, unknown, configurations_max, trail)
         if not reached:
             return Violation(
                 key=key,
@@ -182,6 +222,8 @@ def _search(model: Model, key: Hashable, operations: Sequence[Operation], config
         configurations = reached
         del bits[number]
         free.append(bit)
+    if progress is not None:
+        progress(behind)
     return None
 
 
@@ -192,6 +234,7 @@ def _place(
     returned: int,
     unknown: int,
     configurations_max: int,
+    trail: Trail | None = None,
 ) -> list[tuple[Hashable, int]]:
     """All minimal configurations in which the operation of bit `returned` has taken effect; its bit is dropped.
 
@@ -213,8 +256,12 @@ def _place(
     ticket = 0
     for state, placed in configurations:
         if placed & returned:
-            result.add(state, placed & ~returned)
+            if result.add(state, placed & ~returned) and trail is not None:
+                trail.ended[state, placed & ~returned] = ((state, placed), 0)
+                trail.placed[state, placed] = None
         elif seen.add(state, placed):
+            if trail is not None:
+                trail.placed[state, placed] = None
             agenda.append(((placed & unknown).bit_count(), ticket, placed, state, False))
             ticket += 1
     heapq.heapify(agenda)
@@ -232,10 +279,13 @@ def _place(
             if after is IMPOSSIBLE:
                 continue
             if bit == returned:
-                result.add(after, placed)
+                if result.add(after, placed) and trail is not None:
+                    trail.ended[after, placed] = ((state, placed), bit)
             elif is_unknown and after == state:
                 continue  # an unknown operation without effect is better left for later
             elif seen.add(after, placed | bit):
+                if trail is not None:
+                    trail.placed.setdefault((after, placed | bit), ((state, placed), bit))
                 ticket += 1
                 used = ((placed | bit) & unknown).bit_count()
                 heapq.heappush(agenda, (used, ticket, placed | bit, after, is_unknown))

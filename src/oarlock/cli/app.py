@@ -29,14 +29,16 @@ class Lazy:
     module: str
     attribute: str
     help: str
+    bad_input: Exit | int = Exit.CONFIGURATION  # commands whose exit code 1 is a verdict say 2 to bad input
 
 
 COMMANDS: Mapping[str, Lazy] = {
+    "check": Lazy("oarlock.cli.check", "check", "Decide whether a history is linearizable.", 2),
     "completion": Lazy("oarlock.cli.completion", "completion", "Print the completion script for a shell."),
     "config": Lazy("oarlock.cli.config", "config", "Look at the configuration."),
     "demo": Lazy("oarlock.cli.demo", "demo", "Run a three-member cluster here, kill its leader and compare all data."),
     "serve": Lazy("oarlock.cli.serve", "serve", "Run one member of a cluster that speaks etcd's API."),
-    "sim": Lazy("oarlock.cli.sim", "sim", "Run seeds of the simulated world."),
+    "sim": Lazy("oarlock.cli.sim", "sim", "Run seeds of the simulated world.", 2),
     "version": Lazy("oarlock.cli.version", "version", "Print the version."),
     "wal": Lazy("oarlock.cli.wal", "wal", "Verify or print a write-ahead log."),
 }
@@ -100,17 +102,19 @@ def run() -> NoReturn:
 
 def main(arguments: list[str]) -> int:
     """Run one command line and return its exit code; texts go to stdout and stderr."""
+    lazy = COMMANDS.get(arguments[0]) if arguments else None
+    bad_input = int(lazy.bad_input) if lazy is not None else int(Exit.CONFIGURATION)
     try:
         result = cli.main(arguments, prog_name="oarlock", standalone_mode=False)
         code = int(result) if isinstance(result, int) else Exit.CLEAN
         sys.stdout.flush()
     except click.UsageError as error:
         usage = f"\n{error.ctx.get_usage()}" if error.ctx is not None else ""
-        return fail(f"{error.format_message()}{usage}", Exit.CONFIGURATION)
+        return fail(f"{error.format_message()}{usage}", bad_input)
     except click.ClickException as error:
-        return fail(error.format_message(), Exit.CONFIGURATION)
+        return fail(error.format_message(), bad_input)
     except ConfigurationError as error:
-        return fail(str(error), Exit.CONFIGURATION)
+        return fail(str(error), bad_input)
     except StorageError as error:
         return fail(str(error), Exit.STORAGE)
     except (click.Abort, KeyboardInterrupt):
@@ -122,7 +126,7 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def fail(message: str, code: Exit) -> int:
+def fail(message: str, code: int) -> int:
     """Say what went wrong on stderr; returns `code`."""
     sys.stderr.write(f"error: {message}\n")
     return code

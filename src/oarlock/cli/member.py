@@ -11,6 +11,7 @@ from oarlock.api.backend import Backend
 from oarlock.api.limits import Limits
 from oarlock.api.metrics import Metrics
 from oarlock.api.server import ApiServer, start_api
+from oarlock.cli.client_auth import auth_options
 from oarlock.cli.client_tls import client_tls
 from oarlock.cli.lifecycle import HaltedError, live
 from oarlock.config import ServerConfig
@@ -108,6 +109,7 @@ class ServingMember:
 async def start_member(config: ServerConfig) -> ServingMember:
     """Start the node and then its client port; if the second fails, the first is stopped again."""
     tls = client_tls(config)
+    auth = auth_options(config)
     node = await start_node(node_options(config), machine_factory(config))
     try:
         api = await start_api(
@@ -119,6 +121,7 @@ async def start_member(config: ServerConfig) -> ServingMember:
             limits_of(config),
             engine=None if config.http2 == "auto" else config.http2,
             allowed_hosts=config.host_whitelist,
+            auth=auth,
         )
     except BaseException:
         await node.stop(timeout_s=1.0)

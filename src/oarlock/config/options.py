@@ -287,6 +287,39 @@ class ServerConfig:
     trusted_ca_file: str = _option(
         PATH, "", "The authority (PEM) that signs clients' certificates.", section="security"
     )
+    auth_token: str = _option(
+        TEXT,
+        "simple",
+        "What clients get for their password: `simple`, or "
+        "`jwt,sign-method=RS256,priv-key=FILE,pub-key=FILE,ttl=10m` (any of RS, PS, ES 256/384/512, EdDSA, HS). A "
+        "member with `pub-key` only checks tokens and gives none.",
+        section="security",
+    )
+    auth_token_ttl: int = _option(
+        INT,
+        300,
+        "Seconds that a simple token lives without being used.",
+        section="security",
+        minimum=1,
+        maximum=86_400 * 30,
+    )
+    bcrypt_cost: int = _option(
+        INT,
+        10,
+        "Work of hashing a password: each step doubles it.",
+        section="security",
+        minimum=4,
+        maximum=16,
+    )
+    password_length_min: int = _option(
+        INT,
+        1,
+        "The shortest password that a user may be given, in characters.",
+        etcd=False,
+        section="security",
+        minimum=0,
+        maximum=72,
+    )
     host_whitelist: tuple[str, ...] = _option(
         NAMES,
         ("*",),
@@ -391,7 +424,6 @@ CONFIG_FILE = Option(
 # default): with it the flag is accepted, so that existing units and manifests work; with any other the server refuses
 # to start rather than run without what was asked for.
 ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
-    "auth-token": ("simple",),
     "auto-compaction-mode": ("periodic", "revision"),
     "auto-compaction-retention": ("0", ""),
     "auto-tls": ("false",),

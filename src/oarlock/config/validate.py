@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from oarlock.config.auth_token import parse_auth_token
 from oarlock.config.load import Loaded
 from oarlock.config.options import (
     DEFAULT_PEER_URL,
@@ -28,6 +29,10 @@ def validate(loaded: Loaded) -> ServerConfig:
     _check_urls(loaded, config)
     _check_cluster(config)
     _check_tls(config)
+    try:
+        parse_auth_token(config.auth_token)
+    except ValueError as error:
+        raise ConfigurationError(f"auth-token: {error}") from error
     return config
 
 

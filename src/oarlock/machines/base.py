@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(slots=True)
@@ -83,3 +83,39 @@ class Machine(Protocol):
         """The checkpoint's `write` has returned: drop what it froze."""
 
     def close(self) -> None: ...
+
+
+class Leases(Protocol):
+    """The leases of a machine that has some, as the replica's lease keeper uses them. (docs/explanation/leases.md)
+
+    A *ceiling* is the reading of the lease clock, in ns, up to which somebody may have been promised that the lease
+    lives. The commands are the machine's own, encoded; one that carries another term than its entry changes nothing.
+    """
+
+    clock: int
+    """The last reading of the lease clock that was applied."""
+
+    journal: list[tuple[int, int]] | None
+    """While it is a list: grants (id, TTL in s) and ends (id, 0) are added to it."""
+
+    def __len__(self) -> int: ...
+
+    def get(self, lease: int) -> tuple[int, int] | None:
+        """TTL in s and ceiling in ns."""
+
+    def items(self) -> Iterator[tuple[int, tuple[int, int]]]: ...
+
+    def slack_ns(self, ttl: int) -> int:
+        """How far above a promise a ceiling for this TTL is set."""
+
+    def tick_command(self, term: int, clock: int) -> bytes: ...
+    def renew_command(self, term: int, ids: list[int], deadlines: list[int]) -> bytes: ...
+    def expire_command(self, term: int, ids: list[int], ceilings: list[int]) -> bytes: ...
+
+
+@runtime_checkable
+class LeaseMachine(Protocol):
+    """A machine with leases. `restore` may put another object in the place of `leases`."""
+
+    @property
+    def leases(self) -> Leases: ...

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from oarlock.errors import RaftError
 from oarlock.node.runtime import Node
+
+SECOND: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,12 @@ class NodeBackend:
         self.propose: Callable[[bytes, Callable[[object], None]], None] = node.propose
         self.read_barrier: Callable[[Callable[[RaftError | None], None]], None] = node.read_barrier
         self.flush_soon: Callable[[Callable[[], None]], None] = node.flush_soon
+        self.ask_leases: Callable[[Sequence[int], Sequence[int], Callable[[object], None]], None] = node.ask_leases
         self._raft = node.member.raft
+        timing = node.member.raft.config
+        ticks = timing.election_timeout_ns // timing.heartbeat_interval_ns
+        self.lease_ttl_min = -(-(3 * ticks // 2 * timing.heartbeat_interval_ns) // SECOND)
+        """Seconds. etcd's rule, rounded up: one and a half election timeouts, in heartbeats."""
 
     @property
     def term(self) -> int:

@@ -31,6 +31,7 @@ from oarlock.node.metrics import NodeMetrics, quantile
 from oarlock.node.replica import events as ev
 from oarlock.node.replica.batch import COMMAND_BYTES_MAX
 from oarlock.node.replica.directory import MemberRecord, decode_record
+from oarlock.node.replica.leases import ASK_MAX
 from oarlock.node.replica.member import NEVER, Member, MemberStatus
 from oarlock.node.replica.sessions import plain
 from oarlock.node.snapshot_files import SnapshotFiles
@@ -72,6 +73,7 @@ DISK_WINDOW_S: Final = 1.0
 DISK_WINDOWS_SICK: Final = 3  # so many bad windows in a row make a sick disk, so many good ones a well one
 RETRY_FULL_DISK_S: Final = 10.0
 READ_WAITERS_MAX: Final = 100_000  # reads waiting for a barrier
+LEASE_WAITERS_MAX: Final = 100_000  # leases asked about and not answered
 QUIET_TRACES: Final = frozenset({"ignored", "vote_granted", "election_lost", "compacted", "became_precandidate"})
 
 _ANSWERS: Final = (AppendEntriesReply, HeartbeatReply)
@@ -183,6 +185,9 @@ class Node:
         self._read_waiters: list[Done] = []
         self._reads: dict[int, list[Done]] = {}
         self._read_count = 0
+        self._lease_asks: list[tuple[Sequence[int], Sequence[int], Done]] = []
+        self._leases: dict[int, list[tuple[int, int, Done]]] = {}  # token -> numbers of each, and who waits
+        self._lease_count = 0
         self._config_waits: dict[int, Done] = {}
         self._transfer_waits: dict[int, Done] = {}
 
@@ -303,7 +308,10 @@ class Node:
                 timer.cancel()
         told = error if isinstance(error, RaftError) else Stopped(f"the member stopped: {error}")
         for effect in self.member.stop(told):
-            if isinstance(effect, ev.Completed | ev.Failed | ev.ReadsFailed | ev.ReadsReady):
+            if isinstance(
+                effect,
+                ev.Completed | ev.Failed | ev.ReadsFailed | ev.ReadsReady | ev.LeasesAnswered | ev.LeasesFailed,
+            ):
                 self._perform([effect])
         self._answer_everybody(told)
         self._run_flushes()
@@ -312,10 +320,13 @@ class Node:
         """Whoever the member itself does not know of."""
         waiters, self._waiters = self._waiters, {}
         reads, self._reads = [*self._reads.values(), self._read_waiters], {}
+        leases = [done for group in self._leases.values() for _, _, done in group]
+        leases += [done for _, _, done in self._lease_asks]
+        self._leases, self._lease_asks, self._lease_count = {}, [], 0
         others = [*self._config_waits.values(), *self._transfer_waits.values()]
         self._commands, self._commands_bytes, self._read_waiters, self._read_count = [], 0, [], 0
         self._config_waits, self._transfer_waits = {}, {}
-        for done in [*waiters.values(), *(d for group in reads for d in group), *others]:
+        for done in [*waiters.values(), *(d for group in reads for d in group), *leases, *others]:
             done(error)
 
     # ------------------------------------------------------------------ what callers ask for
@@ -364,6 +375,58 @@ class Node:
         self._read_waiters.append(done)
         if not self._turn_due:
             self._schedule()
+
+    def ask_leases(self, renew: Sequence[int], query: Sequence[int], done: Done) -> None:
+        """Renew leases, and ask how long others have. `done((renewed, remaining))`: the TTL in s for each of `renew`,
+        0 for one that is unknown or over; the rest of it in s for each of `query`, -1 for such a one. Or `done(error)`.
+
+        What is asked in one turn goes to the leader together. Raises `Overloaded` at once when too much waits.
+        """
+        if self._stopping or self.halted.done():
+            self._soon(done, Stopped("the member is stopping"))
+            return
+        size = len(renew) + len(query)
+        if self._lease_count + size > LEASE_WAITERS_MAX or size > ASK_MAX:
+            raise Overloaded("LEASE_WAITERS_MAX", LEASE_WAITERS_MAX)
+        self._lease_count += size
+        self._lease_asks.append((renew, query, done))
+        if not self._turn_due:
+            self._schedule()
+
+    def _lease_events(self, events: list[ev.MemberEvent]) -> None:
+        """What was asked about leases since the last turn, in few events."""
+        asks, self._lease_asks = self._lease_asks, []
+        renew: list[int] = []
+        query: list[int] = []
+        group: list[tuple[int, int, Done]] = []
+        for more_renew, more_query, done in asks:
+            if group and len(renew) + len(query) + len(more_renew) + len(more_query) > ASK_MAX:
+                self._lease_event(events, renew, query, group)
+                renew, query, group = [], [], []
+            renew += more_renew
+            query += more_query
+            group.append((len(more_renew), len(more_query), done))
+        self._lease_event(events, renew, query, group)
+
+    def _lease_event(
+        self, events: list[ev.MemberEvent], renew: list[int], query: list[int], group: list[tuple[int, int, Done]]
+    ) -> None:
+        token = self._next_token
+        self._next_token = token + 1
+        self._leases[token] = group
+        events.append(ev.LeasesAsked(token, renew, query))
+
+    def _leases_answered(self, answer: ev.LeasesAnswered | ev.LeasesFailed) -> None:
+        start = query_start = 0
+        for count, query_count, done in self._leases.pop(answer.token):
+            self._lease_count -= count + query_count
+            if isinstance(answer, ev.LeasesFailed):
+                done(answer.error)
+                continue
+            renewed = answer.renewed[start : start + count]
+            done((renewed, answer.remaining[query_start : query_start + query_count]))
+            start += count
+            query_start += query_count
 
     def transfer_leadership(self, target: NodeId, done: Done) -> None:
         """Hand leadership to `target` (0: the most suitable voter). `done(None)`, `done(NotLeader)` if this member does
@@ -576,6 +639,8 @@ class Node:
             self._next_token = token + 1
             self._reads[token] = waiters
             events.append(ev.ReadBarrier(token))
+        if self._lease_asks:
+            self._lease_events(events)
         metrics = self.metrics
         metrics.turns += 1
         metrics.events += len(events)
@@ -680,6 +745,8 @@ class Node:
                 self.metrics.reads_failed += len(reads)
                 for done in reads:
                     done(error)
+            case ev.LeasesAnswered() | ev.LeasesFailed():
+                self._leases_answered(effect)
             case ConfigChanged(token):
                 self._config_waits.pop(token)(None)
             case ConfigRefused(token, reason):

@@ -62,6 +62,8 @@ from oarlock.raft.messages import (
     HeartbeatReply,
     InstallSnapshot,
     InstallSnapshotReply,
+    LeaseAnswer,
+    LeaseAsk,
     Message,
     Propose,
     ProposeReply,
@@ -549,6 +551,7 @@ class Raft:
                 self._effects.extend(ReadFailed(token, "no_leader") for token in self._reads.take_all())
         watch = self._transfer_watch
         if watch is not None and now >= watch.deadline:
+            # sometimes: who asked for a transfer is told that it took too long
             self._end_transfer_watch("timeout")
 
     def _check_leader_time(self, role: Leader) -> None:
@@ -559,16 +562,19 @@ class Raft:
             heard[self.id] = now
             heard_at = quorum.agreed(heard, self.configuration)
             if heard_at + config.election_timeout_ns <= now:
+                # sometimes: a leader that hears no majority steps down
                 self._trace("stepped_down", ("reason", "no majority heard for an election timeout"))
                 self._become_follower(self.current_term, NOBODY)
                 return
             role.quorum_check_at = heard_at + config.election_timeout_ns
         if role.transfer is not None and now >= role.transfer.deadline:
+            # sometimes: a transfer is given up
             self._trace("transfer_aborted", ("target", node_name(role.transfer.target)))
             role.transfer = None
             self._configuration_wanted = True
         for node, (_, deadline) in list(role.departing.items()):
             if now >= deadline:
+                # sometimes: a removed member is not told of it in time
                 del role.departing[node]
         if now >= role.heartbeat_at:
             role.heartbeat_at = now + config.heartbeat_interval_ns
@@ -637,6 +643,7 @@ class Raft:
         if self.configuration.is_voter(self.id):
             return self.configuration.member(self.id)
         if not committed and self.committed_configuration.is_voter(self.id):
+            # sometimes: a member that the newest configuration leaves out may still have to win
             info = self.committed_configuration.member(self.id)
             return (
                 replace(info, role=MemberRole.VOTER) if info is not None and info.role is MemberRole.LEARNER else info
@@ -687,6 +694,7 @@ class Raft:
         if result is VoteResult.PENDING:
             return
         if result is VoteResult.LOST:
+            # sometimes: an election is lost
             self._trace("election_lost")
             self._become_follower(self.current_term, NOBODY)
         elif isinstance(role, PreCandidate):
@@ -720,8 +728,10 @@ class Raft:
     def _protects_leader(self, message: RequestVote) -> bool:
         """Whether a live leader is not to be disturbed by this request (diss. 4.2.3, 6.4.1)."""
         if message.transfer:
+            # sometimes: an election by transfer passes a living leader
             return False  # the leader itself asked for the election
         if self._now < self._patience_until:
+            # sometimes: a member that has just started is patient, as leases ask
             return True
         if not (self.config.pre_vote or self.config.check_quorum) or self.leader_id == NOBODY:
             return False
@@ -815,6 +825,7 @@ class Raft:
             and sender != self.leader_id
             and not self._departs(sender, message)
         ):
+            # sometimes: a removed member is not heard
             # It may not disturb the others (diss. 4.2.3). The leader that led its own removal is heard to its end.
             self._ignore(sender, message, "removed from the group")
             return
@@ -860,8 +871,8 @@ class Raft:
                 self._read_index_asked(sender, message)
             case ReadIndexReply():
                 self._read_index_answered(message)
-            case Propose() | ProposeReply():
-                self._ignore(sender, message, "proposals are the replica's business")
+            case Propose() | ProposeReply() | LeaseAsk() | LeaseAnswer():
+                self._ignore(sender, message, "proposals and leases are the replica's business")
             case _:
                 assert_never(message)
 
@@ -886,6 +897,7 @@ class Raft:
                 if message.pre_vote:
                     return True  # asks what would be; our term stays
                 if self._protects_leader(message):
+                    # sometimes: a candidate is not heard, because a leader is alive
                     self._ignore(sender, message, "a leader is alive")
                     return False
                 self._become_follower(message.term, NOBODY)
@@ -903,6 +915,7 @@ class Raft:
         """A message of a lower term: tell its sender the present one where that helps it. (Raft 5.1)"""
         match message:
             case AppendEntries() | Heartbeat() | InstallSnapshot():
+                # sometimes: a deposed leader is told the present term
                 # A deposed leader steps down; and a leader whose term is below that of a member which was cut off for
                 # long learns of it here, because vote requests of that member are not heard (diss. 4.2.3).
                 reply = AppendEntriesReply(term=self.current_term, success=False, index=0)
@@ -921,10 +934,12 @@ class Raft:
             self._ignore(sender, message, f"a second leader in one term; ours is {node_name(self.leader_id)}")
             return False
         if not isinstance(self.role, Follower):  # a candidate of this very term has lost (Raft 5.2)
+            # sometimes: a candidate loses to the leader of its own term
             self._become_follower(self.current_term, sender)
         self._follow(sender)
         self._last_contact = self._now
         if self._suspect_until > self._now:
+            # sometimes: a leader that was taken for dead is alive
             self._suspect_until = self._now
             self._draw_election_timeout()
         self._election_at = self._now + self._election_timeout
@@ -939,11 +954,13 @@ class Raft:
         prev_index, prev_term = message.prev_log_index, message.prev_log_term
         verified = prev_index + len(entries)
         if prev_index < log.commit_index:
+            # sometimes: an append begins below what is committed
             # What is committed here is in the log of every later leader (Raft 5.4): skip to what may be news.
             skip = min(log.commit_index - prev_index, len(entries))
             entries = entries[skip:]
             verified = max(verified, log.commit_index)
         elif not log.matches(prev_index, prev_term):
+            # sometimes: an append is refused
             hint_index, hint_term = log.hint(prev_index, prev_term)
             refusal = AppendEntriesReply(
                 term=self.current_term, success=False, index=prev_index, hint_index=hint_index, hint_term=hint_term
@@ -996,10 +1013,12 @@ class Raft:
     def _truncate_from(self, index: Index) -> None:
         """A new leader's log replaces ours from here; a configuration in that part is no longer in force. (diss.
         4.1)"""
+        # sometimes: a log is cut
         self._trace("truncated", ("from", entry_name(self.log.term(index) or 0, index)), ("last", self.log.last_index))
         self.log.truncate_from(index)
         self._durability.cut(index)
         if self._configurations.truncate_from(index):
+            # sometimes: a configuration is cut away
             self._configuration_in_force()
 
     def _follow_commit(self, index: Index) -> None:
@@ -1034,8 +1053,10 @@ class Raft:
         if not isinstance(role, Leader):
             self._effects.append(ProposalRefused(token, "not_leader", self.leader_id))
         elif role.transfer is not None:
+            # sometimes: a proposal comes during a transfer
             self._effects.append(ProposalRefused(token, "transferring", self.id))
         elif self._uncommitted_bytes and self._uncommitted_bytes + len(payload) > self.config.uncommitted_bytes_max:
+            # sometimes: too much is not committed yet
             self._effects.append(ProposalRefused(token, "overloaded", self.id))
         else:
             index = self._append(EntryKind.NORMAL, payload)
@@ -1090,6 +1111,7 @@ class Raft:
         for node, (progress, _) in list(role.departing.items()):
             self._replicate_to(node, progress)
             if progress.match_index >= self.configuration_index and commit >= self.configuration_index:
+                # sometimes: a removed member learns of it
                 self._send_heartbeat(role, node, progress)  # it learns that its removal is committed
                 del role.departing[node]
         if behind and (role.notice_at < 0 or notice_due):
@@ -1102,6 +1124,7 @@ class Raft:
         last = self._last_for(progress)
         while progress.may_send:
             if progress.next_index < log.first_index:
+                # sometimes: a follower needs what is compacted away
                 self._begin_snapshot(node, progress)
                 return
             if progress.next_index > last and progress.state is ProgressState.REPLICATE:
@@ -1149,6 +1172,7 @@ class Raft:
     def _append_reply(self, role: Leader, sender: NodeId, message: AppendEntriesReply) -> None:
         progress = self._peer_progress(role, sender)
         if progress is None or message.index > self.log.last_index:
+            # sometimes: an append is answered that this leader never sent
             self._ignore(sender, message, "answers what was never sent")
             return
         progress.last_append_at = self._now
@@ -1216,6 +1240,7 @@ class Raft:
         progress.lease_sent = max(progress.lease_sent, message.sent)
         quiet = self._now >= progress.last_append_at + self.config.heartbeat_interval_ns
         if progress.state is ProgressState.PROBE and progress.probe_sent and quiet:
+            # sometimes: a probe is lost
             progress.probe_sent = False  # the probe or its answer may be lost; the follower is alive: try again
             self._replicate_wanted = True
         elif progress.state is ProgressState.REPLICATE and progress.match_index < self.log.last_index and quiet:
@@ -1223,8 +1248,10 @@ class Raft:
             # message finds out; a refusal starts a probe.
             progress.last_append_at = self._now
             if progress.next_index < self.log.first_index:
+                # sometimes: what a silent follower needs is compacted away meanwhile
                 self._begin_snapshot(sender, progress)
             else:
+                # sometimes: an empty append asks what arrived
                 self._send_append(sender, progress, empty=True)
         self._confirm_reads(role)
 
@@ -1236,6 +1263,7 @@ class Raft:
             if len(role.reads_waiting) >= self.config.reads_pending_max:
                 self._effects.append(ReadFailed(token, "overloaded"))
             elif self._lease_valid(role):
+                # sometimes: a leader answers a read by its lease
                 self._effects.append(ReadReady(token, self.log.commit_index))
             else:
                 role.reads_waiting.append(Read(NOBODY, token))
@@ -1251,6 +1279,7 @@ class Raft:
         if not isinstance(role, Leader) or len(role.reads_waiting) >= self.config.reads_pending_max:
             self._send(sender, ReadIndexReply(term=self.current_term, request=message.request, index=0))
         elif self._lease_valid(role):
+            # sometimes: a leader answers a follower's read by its lease
             self._answer_read(Read(sender, message.request), self.log.commit_index)
         else:
             role.reads_waiting.append(Read(sender, message.request))
@@ -1268,6 +1297,7 @@ class Raft:
         if role.reads_round or not self._committed_in_term():
             return
         if self._lease_valid(role):
+            # sometimes: reads that waited are answered by a lease
             for read in role.reads_waiting:
                 self._answer_read(read, self.log.commit_index)
             role.reads_waiting = []
@@ -1329,6 +1359,7 @@ class Raft:
 
     def _transfer_requested(self, token: int, target: NodeId) -> None:
         if self._transfer_watch is not None:
+            # sometimes: a transfer is asked for while another is under way
             self._end_transfer_watch("superseded")
         role = self.role
         deadline = self._now + self.config.election_timeout_ns
@@ -1345,6 +1376,7 @@ class Raft:
             self._effects.append(TransferDone(token, "not_leader"))
             return
         else:
+            # sometimes: a follower passes a transfer on
             self._send(self.leader_id, TransferLeadership(term=self.current_term, target=target))
         self._transfer_watch = _TransferWatch(token, target, deadline)
 
@@ -1373,6 +1405,7 @@ class Raft:
             self._send_timeout_now(role, transfer)
 
     def _send_timeout_now(self, role: Leader, transfer: Transfer) -> None:
+        # sometimes: a leader tells its successor to begin
         role.lease_void = True
         transfer.sent_at = self._now
         self._send(transfer.target, TimeoutNow(term=self.current_term))
@@ -1392,6 +1425,7 @@ class Raft:
     def _timeout_now(self, sender: NodeId) -> None:
         """The leader asks us to take over: campaign at once, without PreVote. (diss. 3.10)"""
         if isinstance(self.role, Follower) and self._may_lead() and sender == self.leader_id:
+            # sometimes: a member is told to take over
             self._campaign(pre_vote=False, transfer=True)
 
     def _check_transfer_watch(self, leader: NodeId) -> None:
@@ -1411,6 +1445,7 @@ class Raft:
         if self._now < role.handback_at or role.transfer is not None:
             return
         if self._disk_sick:
+            # sometimes: a leader with a sick disk tries again to hand over
             role.handback_at = self._now + config.election_timeout_ns
             self._leave_sick_disk(role)
             return
@@ -1427,6 +1462,7 @@ class Raft:
             if info.priority > own.priority and caught_up and alive and (best is None or info.priority > best[0]):
                 best = (info.priority, node)
         if best is not None:
+            # sometimes: leadership is handed back by priority
             self._begin_transfer(role, best[1])
 
     def _disk_health(self, sick: bool) -> None:
@@ -1437,6 +1473,7 @@ class Raft:
         self._trace("disk_sick" if sick else "disk_well")
         role = self.role
         if sick and isinstance(role, Leader) and role.transfer is None:
+            # sometimes: a leader's disk falls sick
             role.handback_at = self._now + self.config.election_timeout_ns  # if nobody takes over: try again
             self._leave_sick_disk(role)
 
@@ -1455,6 +1492,7 @@ class Raft:
         if isinstance(role, Leader):
             progress = role.progress.get(peer)
             if progress is not None and progress.state is ProgressState.REPLICATE:
+                # sometimes: a connection breaks under a pipeline
                 progress.become_probe()  # whatever was on the old connection may be lost
                 self._replicate_wanted = True
             elif progress is not None:
@@ -1467,6 +1505,7 @@ class Raft:
         if info is not None and info.incarnation and seen and info.incarnation != seen:
             if peer not in self._foreign:
                 self._trace("disk_replaced", ("member", node_name(peer)))
+            # sometimes: a peer comes with another disk
             self._foreign.add(peer)
         else:
             self._foreign.discard(peer)
@@ -1482,6 +1521,7 @@ class Raft:
             and isinstance(self.role, Follower)
             and not (self._leader_uses_lease or self._now < self._patience_until)
         ):
+            # sometimes: a leader's process is said to be gone
             self._trace("leader_suspected", ("leader", node_name(peer)))
             self._suspect_until = self._now + self.config.election_timeout_ns
             interval = self.config.heartbeat_interval_ns
@@ -1502,12 +1542,15 @@ class Raft:
         if not isinstance(role, Leader) or role.transfer is not None:
             return "not_leader"
         if not self._committed_in_term():
+            # sometimes: a change is asked of a leader that has committed nothing
             return "not_ready"  # the single-server bug of 2015: no change before an entry of the own term is committed
         if self.configuration_index > self.log.commit_index:
+            # sometimes: a change is asked for while another is under way
             return "pending"
         before = self.configuration
         if not request.changes:
             if not before.joint:
+                # sometimes: a joint configuration is to be left where there is none
                 return "not_joint"
             self._append_configuration(role, membership.left(before), request.token)
             return ""
@@ -1518,6 +1561,7 @@ class Raft:
             return after
         for node in membership.promotions(before, request.changes):
             if not self._caught_up(role, node):
+                # sometimes: a learner is to get a vote too early
                 return "not_caught_up"
         self._append_configuration(role, after, request.token)
         return ""
@@ -1568,6 +1612,7 @@ class Raft:
             self._removed_reported = True
             role = self.role
             if isinstance(role, Leader):
+                # sometimes: a leader removes itself
                 # The leader manages the change in which it is no part, up to here (diss. 4.2.2), and then hands over.
                 self._replicate_wanted = True
                 for node, progress in role.progress.items():
@@ -1577,6 +1622,7 @@ class Raft:
                     self._send(successor, TimeoutNow(term=self.current_term))
                 self._answer_config_waits(role)
                 self._become_follower(self.current_term, NOBODY)
+            # sometimes: a member learns that it was removed
             self._trace("removed")
             self._halt("this member was removed from the group")
 
@@ -1588,6 +1634,7 @@ class Raft:
             return
         if configuration.joint:
             if configuration.auto_leave:
+                # sometimes: a joint configuration is left by itself
                 self._append_configuration(role, membership.left(configuration), None)
                 joint_index = self._configurations.previous_index
                 left_index = self.configuration_index
@@ -1596,6 +1643,7 @@ class Raft:
         if role.transfer is not None:
             return
         if not configuration.is_voter(self.id):
+            # sometimes: a leader was made a learner
             # Demoted by a change that is committed now: it manages the group no longer (diss. 4.2.2).
             successor = self._best_successor(role)
             if successor != NOBODY:
@@ -1644,6 +1692,7 @@ class Raft:
 
     def _continue_snapshot(self, node: NodeId, progress: Progress, offset: int) -> None:
         if progress.witness:
+            # sometimes: a witness is sent the identity of a snapshot
             # A witness has no state: the identity of the snapshot is all it needs.
             base = max(self.log.snapshot_index, self._configurations.first_index)
             term = self.log.term(base)
@@ -1659,6 +1708,7 @@ class Raft:
             progress.snapshot_offset = -1
             progress.snapshot_index = 0
             if not self._snapshot_started:
+                # sometimes: a snapshot is wanted that is not there
                 self._snapshot_started = True
                 self._effects.append(StartSnapshot(self.log.snapshot_index))
             return
@@ -1674,6 +1724,7 @@ class Raft:
             if progress.state is not ProgressState.SNAPSHOT:
                 continue
             if self._now >= progress.snapshot_acked_at + self.config.election_timeout_ns:
+                # sometimes: a snapshot's transfer stands still
                 progress.snapshot_acked_at = self._now
                 self._continue_snapshot(node, progress, max(0, progress.snapshot_offset))
 
@@ -1703,6 +1754,7 @@ class Raft:
             self._snapshot_started = False
         log = self.log
         if snapshot.index > log.last_applied or self._restore is not None:
+            # sometimes: a local snapshot comes after one that was installed
             return  # of a time before a snapshot was installed over it
         if snapshot.has_file and (self.snapshot is None or snapshot.index >= self.snapshot.index):
             self.snapshot = snapshot
@@ -1710,6 +1762,7 @@ class Raft:
         if isinstance(role, Leader):
             for node, progress in role.progress.items():
                 if progress.state is ProgressState.SNAPSHOT and progress.snapshot_offset < 0:
+                    # sometimes: a snapshot comes for a follower that waits for it
                     self._continue_snapshot(node, progress, 0)
         if snapshot.index > log.snapshot_index:
             base = self._compaction_base(snapshot.index)
@@ -1748,6 +1801,7 @@ class Raft:
             for progress in role.progress.values():
                 alive = self._now - progress.last_heard < config.election_timeout_ns
                 if progress.state is ProgressState.SNAPSHOT and alive:
+                    # sometimes: the log is kept for a follower that is being sent a snapshot
                     base = min(base, max(progress.snapshot_index, log.snapshot_index))
         return max(log.snapshot_index, min(base, log.stable_index))
 
@@ -1757,9 +1811,11 @@ class Raft:
         meta = message.snapshot
         log = self.log
         if meta.index <= log.commit_index:
+            # sometimes: a snapshot comes below what is committed
             self._snapshot_installed(sender, meta.index)
             return
         if log.matches(meta.index, meta.term):
+            # sometimes: a snapshot comes for a log that holds its last entry
             # We hold the entry that the snapshot ends with, so all before it is right, and what follows must not be
             # lost (Raft Fig. 13, step 6): move the commit index instead of installing.
             self._follow_commit(meta.index)
@@ -1772,9 +1828,11 @@ class Raft:
             if info is not None and info.role is not MemberRole.WITNESS:
                 self._ignore(sender, message, "a snapshot without data for a member that needs data")
                 return
+            # sometimes: a witness takes a snapshot's identity
             self._accept_snapshot(sender, meta)
             return
         if self._restore is not None:
+            # sometimes: a snapshot comes while another is being restored
             self._ignore(sender, message, "another snapshot is being restored")
             return
         self._effects.append(WriteChunk(sender, meta, message.offset, message.data, message.done))
@@ -1789,8 +1847,10 @@ class Raft:
     def _chunk_written(self, event: ChunkWritten) -> None:
         meta = event.snapshot
         if meta.index <= self.log.commit_index:
+            # sometimes: a snapshot is overtaken by the log
             self._snapshot_installed(event.sender, meta.index)
         elif event.complete and self.log.matches(meta.index, meta.term):
+            # sometimes: the log reaches a snapshot that has just arrived
             self._follow_commit(meta.index)  # the log arrived by itself while the snapshot did
             self._snapshot_installed(event.sender, meta.index)
         elif event.complete:

@@ -76,6 +76,7 @@ class Durability:
     def cut(self, index: Index) -> None:
         """Entries from `index` on left the log: no write under way vouches for that range any more."""
         for flight in self._inflight:
+            # sometimes: entries are cut while they are being written
             flight.last_index = min(flight.last_index, index - 1)
         self._unsaved_from = min(self._unsaved_from, index)
 
@@ -128,9 +129,11 @@ class Durability:
 
     def _defer(self, effects: list[Effect]) -> None:
         if self._inflight:
+            # sometimes: a message waits for a write that is under way already
             ticket = self._inflight[-1].ticket
             self._deferred.extend((ticket, send) for send in self._release)
         else:
+            # sometimes: a message waits for nothing after all
             effects.extend(self._release)
         self._release = []
 
@@ -142,6 +145,7 @@ class Durability:
             self.durable = done.hard_state
             log.stable_index = max(log.stable_index, done.last_index)
             if done.restore is not None and done.restore is restoring:
+                # sometimes: a snapshot's mark becomes durable
                 effects.append(Restore(done.restore))
         while self._deferred and self._deferred[0][0] <= ticket:
             effects.append(self._deferred.popleft()[1])

@@ -80,6 +80,7 @@ class Log:
         for position in range(start, stop):
             size += len(self._entries[position].payload)
             if size > bytes_max and position > start:
+                # sometimes: more entries than a message holds
                 stop = position
                 break
         return tuple(self._entries[start:stop])

@@ -30,10 +30,12 @@ def changed(before: Configuration, changes: Sequence[ConfigChange], *, auto_leav
     voters = frozenset(i for i, info in members.items() if info.role is not MemberRole.LEARNER)
     witnesses = sum(1 for info in members.values() if info.role is MemberRole.WITNESS)
     if len(voters) - witnesses < 1:
+        # sometimes: a change would leave no voter
         return "no_voters"
     if witnesses * 2 >= len(voters):
         # Every majority must hold a full voter: witnesses keep no payloads, so a quorum of witnesses would commit
         # entries that nobody could ever apply.
+        # sometimes: a change would leave too many witnesses
         return "too_many"
     outgoing = before.voters if voters != before.voters else frozenset[NodeId]()
     if outgoing:
@@ -77,6 +79,7 @@ def _apply(members: dict[NodeId, MemberInfo], removed: set[NodeId], change: Conf
         return ""
     role = _ROLES[change.kind]
     if node in removed:
+        # sometimes: a removed member is to be added again
         return "removed_before"
     if known is None:
         members[node] = replace(change.member, role=role)

@@ -162,6 +162,30 @@ class ProposeReply:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseAsk:
+    """A member passes its clients' questions about leases on to the leader: renew these, and tell of those how long
+    they have. `request` is the asker's own counter. Asking again does no harm."""
+
+    term: Term
+    request: int
+    renew: tuple[int, ...] = ()
+    query: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseAnswer:
+    """`renewed` has the TTL in seconds for each of `renew`, 0 for a lease that is not known; `remaining` the rest of
+    the TTL in seconds for each of `query`, -1 for one that is not known. With a `reason` (`not_leader`) there is
+    neither."""
+
+    term: Term
+    request: int
+    renewed: tuple[int, ...] = ()
+    remaining: tuple[int, ...] = ()
+    reason: str = ""
+
+
 Message: TypeAlias = (
     RequestVote
     | RequestVoteReply
@@ -177,4 +201,6 @@ Message: TypeAlias = (
     | ReadIndexReply
     | Propose
     | ProposeReply
+    | LeaseAsk
+    | LeaseAnswer
 )

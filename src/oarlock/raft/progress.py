@@ -135,11 +135,14 @@ class Progress:
         stale."""
         if self.state is ProgressState.REPLICATE:
             if refused <= self.match_index:
+                # sometimes: a refusal comes after the success
                 return False
+            # sometimes: a pipeline is refused
             self._enter(ProgressState.PROBE)
             self.next_index = max(self.match_index + 1, min(refused, retry + 1))
             return True
         if self.state is ProgressState.SNAPSHOT or refused != self.next_index - 1:
+            # sometimes: a refusal of a probe before the last one
             return False
         self.next_index = max(self.match_index + 1, min(refused, retry + 1))
         self.probe_sent = False

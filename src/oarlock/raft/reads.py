@@ -72,6 +72,7 @@ class ReadQueue:
     def answered(self, request: int, index: Index, now: int) -> list[int]:
         """The tokens that a reply answers: none if it is late, or if the leader could not say (`index` 0)."""
         if not self.asked_request or request != self.asked_request or index == 0:
+            # sometimes: an answer to a read that is not waited for
             return []
         tokens, self._asked_tokens = self._asked_tokens, []
         self.asked_request = self._unanswered = 0

@@ -117,6 +117,10 @@ def message_text(message: ms.Message) -> str:
             return f"{head} {len(message.payload)} bytes"
         case ms.ProposeReply():
             return f"{head} {message.reason}"
+        case ms.LeaseAsk():
+            return f"{head} renew {len(message.renew)} query {len(message.query)}"
+        case ms.LeaseAnswer():
+            return f"{head} {message.reason or len(message.renewed) + len(message.remaining)}"
 
 
 def answer_text(answer: Answer) -> str:

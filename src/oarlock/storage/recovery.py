@@ -217,6 +217,7 @@ def read_log(
             torn = b"" if rest == bytes(len(rest)) else rest.rstrip(b"\0")
             later = later_batch(view, end, identity.salt, batch + 1) if torn else None
             if later is not None:
+                # sometimes: a later batch tells rot from a torn tail
                 raise corrupt(
                     file,
                     bad,
@@ -230,6 +231,7 @@ def read_log(
         if watermark.segment > numbers[-1]:
             what = f"segment {segment_name(watermark.segment)} was synced, but it is missing"
         else:
+            # sometimes: the watermark tells rot from a torn tail
             what = f"the log was synced up to batch {watermark.batch}, but only batch {batch} is left: {reason}"
         raise corrupt(file, end, what)
     groups: dict[GroupId, GroupState] = {}
@@ -353,6 +355,7 @@ class _Replay:
                     f"entry {term}.{index} replaces what the snapshot mark {self.state.snapshot.index} covers"
                 )
             if entries:
+                # sometimes: a log is read in which entries took the place of others
                 del entries[max(0, index - entries[0].index) :]
             if entries and term < entries[-1].term:
                 raise ValueError(f"entry {term}.{index} does not follow {entries[-1]}: the term went back")

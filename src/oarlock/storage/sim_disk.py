@@ -6,6 +6,8 @@ power loss decides every dirty sector on its own (old, new, zero, garbage: 45/35
 and every directory change not yet synced (done or not done; one rename is one change). `kill` ends the process only:
 the volatile side stays.
 
+A misdirected write lands one sector behind where it belongs, and reports success.
+
 A failed `datasync` leaves the dirty sectors *clean*: the program reads its new bytes, a later sync writes nothing and
 says that all is well, and after a power loss the old bytes are back. A failed `sync_dir` changes nothing.
 
@@ -41,6 +43,7 @@ class Fault(Enum):
     ENOSPC = "no space left on device"
     SHORT = "no space left on device after half of the bytes"
     EROFS = "read-only file system"
+    MISDIRECTED = "written one sector too far, and nobody told"
 
 
 @dataclass(slots=True)
@@ -103,6 +106,9 @@ class SimFile:
         self._usable(write=True)
         joined = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else b"".join(data)
         fault = self._disk.step("write", self._path)
+        if fault is Fault.MISDIRECTED:
+            self._store(offset + SECTOR_BYTES, joined)
+            return
         if fault is Fault.SHORT:
             self._store(offset, joined[: len(joined) // 2])
         self._disk.refuse(fault, "write", self._path)

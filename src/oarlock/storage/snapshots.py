@@ -184,6 +184,7 @@ class SnapshotWriter:
 
     def abort(self) -> None:
         """Give up and remove what was written."""
+        # sometimes: a snapshot is given up
         self._file.close()
         self._disk.unlink(self._base + ".tmp")
 
@@ -246,6 +247,7 @@ class SnapshotReceiver:
         self._partial = f"{base}-{meta.digest.hex()[:16]}.partial"
         self._finished = False
         if disk.exists(self._partial):
+            # sometimes: a snapshot is received in two lives
             self._file = disk.open(self._partial)
             self._resume()
         else:
@@ -274,6 +276,7 @@ class SnapshotReceiver:
         if self._next != self._meta.size:
             return False
         if self._hash.digest() != self._meta.digest:
+            # sometimes: a received snapshot has the wrong digest
             self._file.truncate(0)
             self._start()
             return False
@@ -298,6 +301,7 @@ class SnapshotReceiver:
             for end in _frame_ends(self._file, self._meta.size):  # noqa: B007 - the last good one is what counts
                 pass
         except Corrupt:
+            # sometimes: a partial snapshot ends in the middle of a frame
             pass  # expected: the partial file ends in the middle of a frame, or a power loss damaged it
         self._file.truncate(end)
         while self._next < end:
@@ -311,6 +315,7 @@ class SnapshotReceiver:
 
 def quarantine(disk: Disk, path: str) -> str:
     """Rename a rotten file, durably, so that nobody uses it and nobody loses it. Returns the new name."""
+    # sometimes: a snapshot is found rotten
     kept = path + ".corrupt"
     number = 1
     while disk.exists(kept):

@@ -225,8 +225,10 @@ class WriteAheadLog:
             repaired = ""
             spares, spare_number = _find_spares(disk, path, segment_bytes)
             if image.torn:
+                # sometimes: a torn tail is cut
                 repaired = _keep_torn(disk, path, image)
             if image.torn or not image.trusted:
+                # sometimes: a tail that nobody vouches for is written again
                 # An earlier process may have failed in its sync: then what we read is in the page cache only, marked
                 # clean, and no sync would ever write it. A new file is dirty for certain, and the old one stays until
                 # it is safe.
@@ -361,6 +363,7 @@ class WriteAheadLog:
                 self._write_watermark()
         except DiskFull as error:
             # What is durable stays so, and must be known to be: on a full disk a start could not copy the tail.
+            # sometimes: the disk is full in the middle of a batch
             self._failed = error
             self._write_watermark()
             raise
@@ -379,6 +382,7 @@ class WriteAheadLog:
             self._new_marks[group] = mark.index
             if item.reset:
                 written.last_index, written.last_term = mark.index, mark.term
+                # sometimes: a snapshot takes the place of a log
                 clip(self._segments, group, 0)
         hard = item.hard_state
         # A segment may end between any two of these records, and a crash then keeps the first part only: a commit index
@@ -390,6 +394,7 @@ class WriteAheadLog:
             index = entry.index
             if index <= written.last_index:
                 self._put(ENTRY, CUT, entry.kind, group, index, entry.term, entry.payload)
+                # sometimes: entries take the place of others
                 clip(self._segments, group, index)
             else:
                 self._put(ENTRY, 0, entry.kind, group, index, entry.term, entry.payload)
@@ -397,6 +402,7 @@ class WriteAheadLog:
             written.last_term = entry.term
             self._written[group] = written
         if hard is not None and late:
+            # sometimes: a commit index waits for its entries
             self._put_hard(group, written, hard)
 
     def _put_hard(self, group: GroupId, written: _Written, hard: HardState) -> None:
@@ -410,6 +416,7 @@ class WriteAheadLog:
         size = HEADER_BYTES + len(payload)
         if self._position + self._buffered + size + HEADER_BYTES > self._segments[-1].size:
             if self._buffers:
+                # sometimes: a batch is spread over two segments
                 self._commit()
             self._cut(size)
         if not self._buffers:
@@ -534,6 +541,7 @@ class WriteAheadLog:
                 if last > min(self._released.get(group, 0), self._marks.get(group, 0)):
                     return
             # One at a time, each made durable: after a power loss the segments that are left must be without gaps.
+            # sometimes: a segment is dropped
             self._disk.unlink(f"{self._path}/{oldest.name}")
             self._disk.sync_dir(self._path)
             self._segments.pop(0)
@@ -545,6 +553,7 @@ class WriteAheadLog:
         if segment_bytes != self._segment_bytes:
             return ""
         try:
+            # sometimes: a spare segment is used
             return self._spares.popleft()
         except IndexError:
             return ""
@@ -639,6 +648,7 @@ def _zero_file(disk: Disk, name: str, size: int) -> str:
         file.datasync()
     except StorageError:
         file.close()
+        # sometimes: no room for a new segment
         disk.unlink(name)
         raise
     file.close()
@@ -664,6 +674,7 @@ def _find_spares(disk: Disk, path: str, segment_bytes: int) -> tuple[list[str], 
             highest = max(highest, int(name.removeprefix(SPARE_PREFIX), 16))
             usable = not spares and read_file(disk, file, segment_bytes) == bytes(segment_bytes)
         except (ValueError, Corrupt):
+            # sometimes: a spare segment is not whole
             usable = False
         if usable:
             spares.append(file)
@@ -696,6 +707,7 @@ def _rewrite_tail(disk: Disk, path: str, image: LogImage, spares: list[str], seg
     last = image.segments[-1]
     name = f"{path}/{last.name}"
     if spares and last.size == segment_bytes:
+        # sometimes: a torn tail is copied into the spare
         source = spares.pop()
     else:
         source = _zero_file(disk, name + TEMPORARY_SUFFIX, last.size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
@@ -24,6 +24,8 @@ from oarlock.raft.messages import (
     HeartbeatReply,
     InstallSnapshot,
     InstallSnapshotReply,
+    LeaseAnswer,
+    LeaseAsk,
     Message,
     Propose,
     ProposeReply,
@@ -38,7 +40,7 @@ from oarlock.raft.types import U64_MAX, Entry, EntryKind, SnapshotMeta, decode_c
 
 PROTOCOL_MAJOR_MIN: Final = 1  # the oldest major version that this code speaks
 PROTOCOL_MAJOR_MAX: Final = 1  # the newest
-PROTOCOL_MINOR: Final = 0  # of the newest major: what was appended since, without breaking older readers
+PROTOCOL_MINOR: Final = 1  # of the newest major: what was appended since, without breaking older readers
 
 FRAME_LEAD: Final = 0xA1  # high nibble: a frame of ours; low nibble: layout 1 of the header
 HEADER_BYTES: Final = 14
@@ -48,6 +50,7 @@ ENTRY_PAYLOAD_BYTES_MAX: Final = 32 * 2**20  # of one entry or one forwarded pro
 SNAPSHOT_CHUNK_BYTES_MAX: Final = 2**20
 CONFIGURATION_BYTES_MAX: Final = 2**20  # encoded; 64 members with 4 KiB of context each stay well below
 REASON_CHARS_MAX: Final = 256
+LEASES_PER_MESSAGE_MAX: Final = 8192  # renewals and questions together
 
 _HEADER = struct.Struct("<BIIIB")  # lead, crc of everything after it, length of the body, group, type
 _CHECKED_FROM = 5  # the crc covers length, group, type and body
@@ -165,6 +168,24 @@ class _ProposeReply(msgspec.Struct, array_like=True, gc=False):
     reason: Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
 
 
+_I64: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class _LeaseAsk(msgspec.Struct, array_like=True):
+    term: U64
+    request: U64
+    renew: list[_I64]
+    query: list[_I64]
+
+
+class _LeaseAnswer(msgspec.Struct, array_like=True):
+    term: U64
+    request: U64
+    renewed: list[_I64]
+    remaining: list[_I64]
+    reason: Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
+
+
 # ---------------------------------------------------------------- shape -> message, with what the types cannot say
 
 
@@ -223,6 +244,23 @@ def _propose(m: Any) -> Propose:
     return Propose(term=m.term, request=m.request, payload=m.payload)
 
 
+def _few_leases(one: Sequence[int], other: Sequence[int]) -> None:
+    if len(one) + len(other) > LEASES_PER_MESSAGE_MAX:
+        raise ValueError(f"{len(one) + len(other)} leases in one message (at most {LEASES_PER_MESSAGE_MAX})")
+
+
+def _lease_ask(m: Any) -> LeaseAsk:
+    _few_leases(m.renew, m.query)
+    return LeaseAsk(term=m.term, request=m.request, renew=tuple(m.renew), query=tuple(m.query))
+
+
+def _lease_answer(m: Any) -> LeaseAnswer:
+    _few_leases(m.renewed, m.remaining)
+    return LeaseAnswer(
+        term=m.term, request=m.request, renewed=tuple(m.renewed), remaining=tuple(m.remaining), reason=m.reason
+    )
+
+
 def _plain(message: type[Any], shape: type[Any]) -> Callable[[Any], Any]:
     """A builder for messages that have exactly their shape's fields."""
     names = shape.__struct_fields__
@@ -279,6 +317,16 @@ def _propose_fields(m: Propose) -> tuple[object, ...]:
     return (m.term, m.request, m.payload)
 
 
+def _lease_ask_fields(m: LeaseAsk) -> tuple[object, ...]:
+    _few_leases(m.renew, m.query)
+    return (m.term, m.request, m.renew, m.query)
+
+
+def _lease_answer_fields(m: LeaseAnswer) -> tuple[object, ...]:
+    _few_leases(m.renewed, m.remaining)
+    return (m.term, m.request, m.renewed, m.remaining, m.reason)
+
+
 _Fields: TypeAlias = Callable[[Any], tuple[object, ...]]
 
 # A type's number never changes and is never used again for another. 0 and 255 are never used; 240 and above are frames
@@ -301,6 +349,8 @@ _TYPES: Final[tuple[tuple[int, type[Any], type[Any], Callable[[Any], Any] | None
     (12, ReadIndexReply, _ReadIndexReply, None, lambda m: (m.term, m.request, m.index)),
     (13, Propose, _Propose, _propose, _propose_fields),
     (14, ProposeReply, _ProposeReply, None, lambda m: (m.term, m.request, m.reason)),
+    (15, LeaseAsk, _LeaseAsk, _lease_ask, _lease_ask_fields),
+    (16, LeaseAnswer, _LeaseAnswer, _lease_answer, _lease_answer_fields),
 )  # fmt: skip
 
 HELLO: Final = 240

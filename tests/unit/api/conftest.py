@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.support.single_backend import SingleBackend, make_machine
 
+from oarlock.api.etcd.tokens import AuthOptions
 from oarlock.api.grpc import Call, Code, Method, RpcError, StreamCall
 from oarlock.api.limits import Limits
 from oarlock.api.metrics import Metrics
@@ -81,7 +82,7 @@ poured: list[int] = []
 
 
 @asynccontextmanager
-async def serve(engine: str, **limits: Any) -> AsyncIterator[Served]:
+async def serve(engine: str, *, auth: AuthOptions | None = None, **limits: Any) -> AsyncIterator[Served]:
     backend = SingleBackend(make_machine())
     metrics = Metrics()
     waiting: list[Call] = []
@@ -97,7 +98,7 @@ async def serve(engine: str, **limits: Any) -> AsyncIterator[Served]:
         Method("test.Test", "Deaf", stream=_deaf),
     ]
     server = await start_api(
-        backend, ["http://127.0.0.1:0"], metrics, limits=Limits(**limits), engine=engine, methods=methods
+        backend, ["http://127.0.0.1:0"], metrics, limits=Limits(**limits), engine=engine, methods=methods, auth=auth
     )
     try:
         yield Served(server, backend, metrics, waiting)

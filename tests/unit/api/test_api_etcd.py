@@ -104,7 +104,6 @@ def keyless_compare() -> Any:
             "etcdserver: lease is provided",
         ),
         ("Put", m("PutRequest", key=b"k", ignore_value=True), Code.INVALID_ARGUMENT, "etcdserver: key not found"),
-        ("Put", m("PutRequest", key=b"k", lease=5), Code.NOT_FOUND, "etcdserver: requested lease not found"),
         (
             "Put",
             m("PutRequest", key=b"k", value=b"x" * (1536 * 1024)),
@@ -164,16 +163,19 @@ def keyless_compare() -> Any:
         ),
         ("Txn", many(129), Code.INVALID_ARGUMENT, "etcdserver: too many operations in txn request"),
         ("Txn", split(100, 29), Code.INVALID_ARGUMENT, "etcdserver: too many operations in txn request"),
+        ("Txn", nested(8), Code.INVALID_ARGUMENT, "etcdserver: too many operations in txn request"),
         ("Txn", nested(1000), Code.INTERNAL, "grpc: error unmarshalling request: "),
         ("Txn", twice(), Code.INVALID_ARGUMENT, "etcdserver: duplicate key given in txn request"),
         ("Txn", put_and_delete(), Code.INVALID_ARGUMENT, "etcdserver: duplicate key given in txn request"),
         ("Txn", keyless_compare(), Code.INVALID_ARGUMENT, "etcdserver: key is not provided"),
         (
             "LeaseGrant",
-            m("LeaseGrantRequest", TTL=5),
-            Code.UNIMPLEMENTED,
-            "etcdserverpb.Lease/LeaseGrant is not served by this version of Oarlock",
+            m("LeaseGrantRequest", TTL=9_000_000_001),
+            Code.OUT_OF_RANGE,
+            "etcdserver: too large lease TTL",
         ),
+        ("LeaseRevoke", m("LeaseRevokeRequest", ID=5), Code.NOT_FOUND, "etcdserver: requested lease not found"),
+        ("Put", m("PutRequest", key=b"k", lease=5), Code.NOT_FOUND, "etcdserver: requested lease not found"),
         (
             "Snapshot",
             m("SnapshotRequest"),
@@ -208,7 +210,7 @@ def test_the_limits_themselves_are_allowed(run: Any, serving: Any) -> None:
         async with serving("ngh2") as served, await H2Client.connect(served.url) as client:
             await get(client, "Txn", many(128), "TxnResponse")
             await get(client, "Txn", split(100, 28), "TxnResponse")
-            await get(client, "Txn", nested(40), "TxnResponse")
+            await get(client, "Txn", nested(7), "TxnResponse")
             largest = m("PutRequest", key=b"k", value=b"x" * (1536 * 1024 - 18 - 7))
             assert largest.ByteSize() == 1536 * 1024 - 18
             await get(client, "Put", largest, "PutResponse")

@@ -73,11 +73,14 @@ def test_kv_events() -> None:
 @pytest.mark.parametrize(
     ("events", "message"),
     [
-        (["0\t:boom\t:read\tnil"], "line 1 is not an event"),
-        (["0\t:invoke\t:write\tfour"], "line 1: 'four' is not a number"),
-        (["0\t:invoke\t:cas\t3"], r"line 1: a compare-and-set needs \[expected new\]"),
-        (["0\t:ok\t:read\tnil"], "line 1: process 0 returns without a call"),
-        (["0\t:invoke\t:read\tnil", "0\t:invoke\t:read\tnil"], "line 2: process 0 calls while its call of line 1"),
+        (["0\t:boom\t:read\tnil"], "line 1, column 23: not an event of a register: expected :invoke"),
+        (["0\t:invoke\t:write\tfour"], "line 1, column 38: 'four' is not a number"),
+        (["0\t:invoke\t:cas\t3"], r"line 1, column 36: a compare-and-set needs \[expected new\]"),
+        (["0\t:ok\t:read\tnil"], "line 1, column 21: process 0 returns without a call"),
+        (
+            ["0\t:invoke\t:read\tnil", "0\t:invoke\t:read\tnil"],
+            "line 2, column 21: process 0 calls while its call of line 1",
+        ),
     ],
 )
 def test_bad_register_line_is_named(events: list[str], message: str) -> None:
@@ -86,5 +89,7 @@ def test_bad_register_line_is_named(events: list[str], message: str) -> None:
 
 
 def test_bad_kv_line_is_named() -> None:
-    with pytest.raises(MalformedHistory, match="line 2 is not an event of a key-value store"):
+    with pytest.raises(
+        MalformedHistory, match="line 2, column 11: not an event of a key-value store: expected the number"
+    ):
         parse_kv_history(["", "{:process 0}"])

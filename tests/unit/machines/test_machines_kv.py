@@ -27,6 +27,7 @@ from oarlock.machines.kv.commands import (
     TxnResult,
     encode,
 )
+from oarlock.machines.kv.commands_lease import LeaseGrant
 from oarlock.machines.kv.encoding import decode_key_value, encode_key_value
 from oarlock.machines.kv.layout import ALARMS, AUTH, LEASE_KEYS, LEASES
 from oarlock.machines.kv.machine import TXN_DEPTH_MAX, KvMachine
@@ -302,20 +303,24 @@ def test_a_capture_names_the_oldest_format_that_can_hold_it(kv: Client) -> None:
 def test_tables_of_format_2_go_through_a_capture() -> None:
     kv = Client(KvMachine.in_memory())
     kv(Put(b"k", b"v"))
-    for table in (LEASES, LEASE_KEYS, AUTH, ALARMS):
+    kv(LeaseGrant(7, 60), Put(b"k", b"v", lease=7))
+    for table in (ALARMS,):
         kv.machine._store.table(table).put(table.encode(), b"value of " + table.encode())
+    kv.machine._store.table(AUTH).put(b"s", b"\x92\xc2\x07")  # off, at revision 7
     data = b"".join(kv.machine.capture().chunks())
     assert data[10:12] == b"\x02\x00"
     copy = KvMachine.in_memory()
-    copy.restore(1, [data])
+    copy.restore(2, [data])
     for table in (LEASES, LEASE_KEYS, AUTH, ALARMS):
-        assert copy._store.table(table).get(table.encode()) == b"value of " + table.encode()
+        assert copy._store.table(table).items() == kv.machine._store.table(table).items() != []
+    assert copy.auth.revision == 7
+    assert copy.leases.keys(7) == [b"k"] and copy.leases.attached == 1
     newer = data[:10] + b"\x03\x00" + data[12:]
     with pytest.raises(ValueError, match=r"format 3.*formats 1 to 2"):
-        copy.restore(1, [newer])
+        copy.restore(2, [newer])
     older = data[:10] + b"\x01\x00" + data[12:]
     with pytest.raises(ValueError, match="table 5"):
-        copy.restore(1, [older])
+        copy.restore(2, [older])
 
 
 def test_a_big_value_goes_through_a_capture(kv: Client) -> None:

@@ -20,6 +20,8 @@ from oarlock.raft.messages import (
     HeartbeatReply,
     InstallSnapshot,
     InstallSnapshotReply,
+    LeaseAnswer,
+    LeaseAsk,
     Message,
     Propose,
     ProposeReply,
@@ -66,6 +68,9 @@ CORPUS: tuple[tuple[int, Message], ...] = (
     (0, ReadIndexReply(term=7, request=12, index=44)),
     (0, Propose(term=7, request=13, payload=b"a group of commands")),
     (0, ProposeReply(term=7, request=13, reason="not_leader")),
+    (0, LeaseAsk(term=7, request=14, renew=(1, -(2**63)), query=(2**63 - 1,))),
+    (0, LeaseAnswer(term=7, request=14, renewed=(60, 0), remaining=(-1,))),
+    (0, LeaseAnswer(term=7, request=14, reason="not_leader")),
 )
 
 
@@ -228,7 +233,7 @@ def entry(term: object = 7, kind: object = 0, payload: object = b"") -> tuple[ob
         (raw(7, 7, 9, 3, b" " * (2**20 + 1), 70, b"", 0, b"", False), "configuration of 1048577 bytes"),
         (raw(7, 7, 9, 3, b"{}", 70, b"", 0, bytes(2**20 + 1), False), "chunk of 1048577 bytes \\(at most 1048576\\)"),
         (raw(14, 7, 1, "x" * 257), "256"),
-        (raw(15, 7), "message type 15 is not known"),
+        (raw(17, 7), "message type 17 is not known"),
         (raw(0, 7), "message type 0 is not known"),
         (raw(255, 7), "message type 255 is not known"),
         (with_header(b"", number=9), "truncated"),
@@ -311,3 +316,14 @@ def test_what_follows_the_first_frame_is_kept_for_later() -> None:
     assert parser.first(hello[:5]) is None
     assert parser.first(hello[5:] + rest) == (wire.HELLO, b"\x91\x01")
     assert parser.feed(b"") == list(CORPUS)
+
+
+def test_a_message_about_too_many_leases_is_refused() -> None:
+    most = tuple(range(wire.LEASES_PER_MESSAGE_MAX))
+    assert parse(bytes(encode_frame(0, LeaseAsk(term=1, request=1, renew=most[1:], query=(5,)))))
+    with pytest.raises(ValueError, match="8193 leases"):
+        encode_frame(0, LeaseAsk(term=1, request=1, renew=most, query=(5,)))
+    with pytest.raises(ProtocolViolation, match="8193 leases"):
+        parse(raw(15, 1, 1, [*most, 1], []))
+    with pytest.raises(ProtocolViolation, match="type 16"):
+        parse(raw(16, 1, 1, [2**63], [], ""))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from oarlock.api import proto
-from oarlock.api.etcd.context import ServiceContext, parse
+from oarlock.api.etcd.context import ServiceContext
+from oarlock.api.etcd.parsing import parse
 from oarlock.api.grpc import Call, Method
 
 _MemberListRequest = proto.message("etcdserverpb.MemberListRequest")

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, cast
 
-from google.protobuf.message import DecodeError
-
 from oarlock.api.backend import Backend
 from oarlock.api.etcd import codec, errors
+from oarlock.api.etcd.access import Access, AuthOptions, AuthReads
 from oarlock.api.grpc import Call, Code, RpcError, StreamCall
 from oarlock.api.limits import Limits
 from oarlock.errors import RaftError
 from oarlock.machines.kv import commands
 from oarlock.machines.kv.commands import Range, RangeResult, Refused
+from oarlock.machines.kv.leases import LeaseBook
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class KvReads(Protocol):
     def revision(self) -> int: ...
     @property
     def compact_revision(self) -> int: ...
+    @property
+    def leases(self) -> LeaseBook: ...
     def range(self, request: Range) -> RangeResult | Refused: ...
     def range_one(self, key: bytes) -> bytes | None:
         """The encoded KeyValue of `key` now."""
@@ -48,8 +50,11 @@ class KvReads(Protocol):
 class ServiceContext:
     """One member's port as its services see it."""
 
-    def __init__(self, backend: Backend, limits: Limits) -> None:
+    def __init__(self, backend: Backend, limits: Limits, auth: AuthOptions | None = None) -> None:
         self.backend = backend
+        self.access = Access(backend, cast(AuthReads, backend.kv), limits, auth or AuthOptions())
+        """Who may do what; asked before every handler."""
+
         self.kv = cast(KvReads, backend.kv)
         self.limits = limits
         self.header = codec.HeaderEncoder(backend.cluster_id, backend.member_id).encode
@@ -64,6 +69,7 @@ class ServiceContext:
     def refresh(self) -> None:
         """Called about once a second: what is too dear to ask for at every request."""
         self.is_learner = self.backend.status().is_learner
+        self.access.refresh()
 
     # -- before every request of a kind
     def may_replicate(self, call: Call, size: int) -> None:
@@ -81,8 +87,11 @@ class ServiceContext:
 
     def submit(self, call: Call, command: commands.Command, done: Callable[[Call, object], None]) -> None:
         """Replicate `command`, then `done(call, result)` with the machine's result or a `RaftError`."""
+        data = self.encode(command)
+        if self.access.auth.enabled:
+            data = self.access.wrap(call, data)
         try:
-            self.propose(self.encode(command), partial(done, call))
+            self.propose(data, partial(done, call))
         except RaftError as error:
             call.fail(*errors.of_raft_error(error))
 
@@ -108,9 +117,13 @@ class ServiceContext:
             for call, _ in reads:
                 call.fail(*status)
             return
+        access = self.access
         for call, answer in reads:
             if not call.open:
                 continue  # the client has gone, or its time is over
+            if access.auth.enabled and not access.still(call):
+                call.fail(*errors.AUTH_OLD_REVISION)  # what is read now, the caller may not be allowed to see
+                continue
             try:
                 answer(call)
             except RpcError as refusal:
@@ -130,14 +143,6 @@ class ServiceContext:
     def reply_header(self, call: Call) -> None:
         """End a call with a response that has nothing but a header."""
         call.reply(self.header(self.kv.revision, self.backend.term))
-
-
-def parse(message_class: Any, data: bytes) -> Any:
-    """The message in `data`. Raises `RpcError` as grpc-go would."""
-    try:
-        return message_class.FromString(data)
-    except DecodeError as error:
-        raise RpcError(Code.INTERNAL, f"grpc: error unmarshalling request: {error}") from error
 
 
 def fail(call: Call, result: object) -> None:

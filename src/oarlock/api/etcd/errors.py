@@ -30,6 +30,8 @@ REQUEST_TOO_LARGE = (Code.INVALID_ARGUMENT, "etcdserver: request is too large")
 COMPACTED = (Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted")
 FUTURE_REVISION = (Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision")
 LEASE_NOT_FOUND = (Code.NOT_FOUND, "etcdserver: requested lease not found")
+LEASE_EXISTS = (Code.FAILED_PRECONDITION, "etcdserver: lease already exists")
+LEASE_TTL_TOO_LARGE = (Code.OUT_OF_RANGE, "etcdserver: too large lease TTL")
 TOO_MANY_REQUESTS = (Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
 NOT_LEADER = (Code.FAILED_PRECONDITION, "etcdserver: not leader")
 BAD_TRANSFEREE = (Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
@@ -37,6 +39,14 @@ NOT_FOR_LEARNER = (Code.FAILED_PRECONDITION, "etcdserver: rpc not supported for 
 NO_LEADER = (Code.UNAVAILABLE, "etcdserver: no leader")
 LEADER_CHANGED = (Code.UNAVAILABLE, "etcdserver: leader changed")
 SERVER_STOPPED = (Code.UNAVAILABLE, "etcdserver: server stopped")
+PERMISSION_NOT_GIVEN = (Code.INVALID_ARGUMENT, "etcdserver: permission not given")
+PERMISSION_DENIED = (Code.PERMISSION_DENIED, "etcdserver: permission denied")
+INVALID_TOKEN = (Code.UNAUTHENTICATED, "etcdserver: invalid auth token")
+AUTH_FAILED = (Code.INVALID_ARGUMENT, "etcdserver: authentication failed, invalid user ID or password")
+AUTH_NOT_ENABLED = (Code.FAILED_PRECONDITION, "etcdserver: authentication is not enabled")
+AUTH_OLD_REVISION = (Code.INVALID_ARGUMENT, "etcdserver: revision of auth store is old")
+NO_PASSWORD_USER = (Code.UNKNOWN, "auth: authentication failed, password was given for no password user")
+VERIFY_ONLY = (Code.UNKNOWN, "auth: token signing attempted with verify-only key")
 TIMED_OUT = (Code.UNAVAILABLE, "etcdserver: request timed out")
 
 _OF_KV_ERROR = {
@@ -44,6 +54,32 @@ _OF_KV_ERROR = {
     KvError.FUTURE_REVISION: FUTURE_REVISION,
     KvError.KEY_NOT_FOUND: KEY_NOT_FOUND,
     KvError.LEASE_NOT_FOUND: LEASE_NOT_FOUND,
+    KvError.LEASE_EXISTS: LEASE_EXISTS,
+    KvError.LEASE_TTL_TOO_LARGE: LEASE_TTL_TOO_LARGE,
+    KvError.LEASE_OF_OTHER_TERM: (Code.UNAVAILABLE, "etcdserver: leader changed"),
+    KvError.ROOT_USER_MISSING: (Code.FAILED_PRECONDITION, "etcdserver: root user does not exist"),
+    KvError.ROOT_ROLE_MISSING: (Code.FAILED_PRECONDITION, "etcdserver: root user does not have root role"),
+    KvError.USER_EXISTS: (Code.FAILED_PRECONDITION, "etcdserver: user name already exists"),
+    KvError.USER_EMPTY: (Code.INVALID_ARGUMENT, "etcdserver: user name is empty"),
+    KvError.USER_NOT_FOUND: (Code.FAILED_PRECONDITION, "etcdserver: user name not found"),
+    KvError.ROLE_EXISTS: (Code.FAILED_PRECONDITION, "etcdserver: role name already exists"),
+    KvError.ROLE_NOT_FOUND: (Code.FAILED_PRECONDITION, "etcdserver: role name not found"),
+    KvError.ROLE_EMPTY: (Code.INVALID_ARGUMENT, "etcdserver: role name is empty"),
+    KvError.PERMISSION_NOT_GIVEN: PERMISSION_NOT_GIVEN,
+    KvError.AUTH_FAILED: AUTH_FAILED,
+    KvError.PERMISSION_DENIED: PERMISSION_DENIED,
+    KvError.ROLE_NOT_GRANTED: (Code.FAILED_PRECONDITION, "etcdserver: role is not granted to the user"),
+    KvError.PERMISSION_NOT_GRANTED: (
+        Code.FAILED_PRECONDITION,
+        "etcdserver: permission is not granted to the role",
+    ),
+    KvError.AUTH_NOT_ENABLED: AUTH_NOT_ENABLED,
+    KvError.INVALID_AUTH_MANAGEMENT: (Code.INVALID_ARGUMENT, "etcdserver: invalid auth management"),
+    KvError.AUTH_OLD_REVISION: AUTH_OLD_REVISION,
+    KvError.AUTH_FULL: (
+        Code.RESOURCE_EXHAUSTED,
+        "oarlock: a bound on users, roles, permissions or the length of a name is reached",
+    ),
     KvError.MALFORMED: (Code.INTERNAL, "etcdserver: the command is not one of this version"),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from oarlock.api import proto
-from oarlock.api.etcd.context import parse
+from oarlock.api.etcd.parsing import parse
 from oarlock.api.grpc import Call, Code, Method, RpcError, StreamCall
 
 _HealthCheckRequest = proto.message("grpc.health.v1.HealthCheckRequest")

@@ -7,7 +7,8 @@ from typing import Any
 
 from oarlock.api import proto
 from oarlock.api.etcd import codec, errors, requests
-from oarlock.api.etcd.context import ServiceContext, fail, parse
+from oarlock.api.etcd.context import ServiceContext, fail
+from oarlock.api.etcd.parsing import parse
 from oarlock.api.grpc import Call, Method, RpcError
 from oarlock.errors import RaftError
 from oarlock.machines.kv.commands import (
@@ -44,6 +45,7 @@ class KvService:
         self._header = context.header
         self._propose = context.propose
         self._encode = context.encode
+        self._auth = context.access.auth
         self._message_bytes_max = context.message_bytes_max
 
     def methods(self) -> list[Method]:
@@ -65,6 +67,9 @@ class KvService:
             put = requests.put_command(parse(_PutRequest, message))
         if len(message) > self._message_bytes_max or self._context.is_learner or call.route.need_leader:
             self._context.may_replicate(call, len(message))
+        if self._auth.enabled:
+            self._context.submit(call, put, self._put_done)
+            return
         try:
             self._propose(self._encode(put), partial(self._put_done, call))
         except RaftError as error:
@@ -89,7 +94,8 @@ class KvService:
 
     def _txn(self, call: Call, message: bytes) -> None:
         request = parse(_TxnRequest, message)
-        txn = requests.txn_command(request, self._context.limits.txn_ops_max)
+        limits = self._context.limits
+        txn = requests.txn_command(request, limits.txn_ops_max, limits.txn_depth_max)
         if requests.is_read_only(txn):
             if requests.is_serializable(request):
                 self._read_only_txn(txn, call)

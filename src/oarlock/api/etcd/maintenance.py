@@ -6,7 +6,8 @@ from functools import partial
 
 from oarlock.api import proto
 from oarlock.api.etcd import errors
-from oarlock.api.etcd.context import ETCD_VERSION, ServiceContext, not_served, parse
+from oarlock.api.etcd.context import ETCD_VERSION, ServiceContext, not_served
+from oarlock.api.etcd.parsing import parse
 from oarlock.api.grpc import Call, Method, RpcError
 from oarlock.errors import NotLeader, RaftError, Rejected
 

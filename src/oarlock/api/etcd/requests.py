@@ -62,25 +62,28 @@ def delete_command(request: Any) -> DeleteRange:
     return DeleteRange(request.key, request.range_end, request.prev_kv)
 
 
-def txn_command(request: Any, ops_max: int) -> Txn:
+def txn_command(request: Any, ops_max: int, depth_max: int) -> Txn:
     """From an `etcdserverpb.TxnRequest`, wholly checked. At most `ops_max` operations as etcd counts them: the
-    longest of the three lists, and what a level uses is taken from what the levels below it may use."""
-    txn = _txn(request, ops_max)
+    longest of the three lists, and what a level uses is taken from what the levels below it may use. At most
+    `depth_max` levels."""
+    txn = _txn(request, ops_max, depth_max)
     _check_intervals(txn.success)
     _check_intervals(txn.failure)
     return txn
 
 
-def _txn(request: Any, ops_max: int) -> Txn:
+def _txn(request: Any, ops_max: int, depth_max: int) -> Txn:
     used = max(len(request.compare), len(request.success), len(request.failure))
-    if used > ops_max:
+    if used > ops_max or not depth_max:
         raise refusal(errors.TOO_MANY_OPS)
     compare = [_compare(c) for c in request.compare]
     left = ops_max - used
-    return Txn(compare, [_op(op, left) for op in request.success], [_op(op, left) for op in request.failure])
+    deeper = depth_max - 1
+    success = [_op(op, left, deeper) for op in request.success]
+    return Txn(compare, success, [_op(op, left, deeper) for op in request.failure])
 
 
-def _op(op: Any, ops_max: int) -> Op:
+def _op(op: Any, ops_max: int, depth_max: int) -> Op:
     match op.WhichOneof("request"):
         case "request_range":
             return range_command(op.request_range)
@@ -89,7 +92,7 @@ def _op(op: Any, ops_max: int) -> Op:
         case "request_delete_range":
             return delete_command(op.request_delete_range)
         case "request_txn":
-            return _txn(op.request_txn, ops_max)
+            return _txn(op.request_txn, ops_max, depth_max)
         case _:
             raise refusal(errors.KEY_NOT_FOUND)  # etcd's odd answer to an operation without a body
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from oarlock.api import proto
 from oarlock.api.backend import Backend
+from oarlock.api.etcd.auth import AuthService
 from oarlock.api.etcd.cluster import ClusterService
 from oarlock.api.etcd.context import ServiceContext, not_served, not_served_stream
 from oarlock.api.etcd.health import HealthService
 from oarlock.api.etcd.kv import KvService
+from oarlock.api.etcd.lease import LeaseService
 from oarlock.api.etcd.maintenance import MaintenanceService
+from oarlock.api.etcd.tokens import AuthOptions
 from oarlock.api.grpc import Method
 from oarlock.api.limits import Limits
 
@@ -16,18 +21,31 @@ from oarlock.api.limits import Limits
 class EtcdService:
     """`methods` are all RPCs of etcd 3.5; those not served yet answer Unimplemented."""
 
-    def __init__(self, backend: Backend, limits: Limits) -> None:
-        self.context = ServiceContext(backend, limits)
+    def __init__(self, backend: Backend, limits: Limits, auth: AuthOptions | None = None) -> None:
+        self.context = ServiceContext(backend, limits, auth)
+        self._auth = AuthService(self.context, auth or AuthOptions())
         self._services = (
             KvService(self.context),
+            LeaseService(self.context),
             ClusterService(self.context),
             MaintenanceService(self.context),
+            self._auth,
             HealthService(),
         )
 
     def refresh(self) -> None:
         """Called about once a second."""
         self.context.refresh()
+
+    def close(self) -> None:
+        """The port is closed: end what runs beside the event loop."""
+        self._auth.close()
+
+    def protect(self, methods: Iterable[Method]) -> None:
+        """Put the table of rights before every handler. Of methods that are not in it nobody gets anything while
+        authentication is on."""
+        for method in methods:
+            self.context.access.protect(method)
 
     def methods(self) -> list[Method]:
         methods = [method for service in self._services for method in service.methods()]

@@ -21,7 +21,10 @@ class Call:
     """A unary call. Its handler ends it, now or later, with one `reply` or `fail`; what comes after that is
     ignored, as is everything once the client has gone or its deadline has passed (`open` is False then)."""
 
-    __slots__ = ("connection", "stream_id", "method", "route", "open", "due", "waited_s", "parts", "size", "answered")
+    __slots__ = (
+        "connection", "stream_id", "method", "route", "open", "due", "waited_s", "parts", "size", "answered",
+        "identity", "admitted",
+    )  # fmt: skip
 
     def __init__(self, connection: GrpcConnection, stream_id: int, method: Method, route: Route) -> None:
         self.connection = connection
@@ -34,6 +37,8 @@ class Call:
         self.parts: bytearray | None = None  # of a request that comes in several frames
         self.size = 0  # of the whole request with its prefix, where known
         self.answered = False  # response headers are out
+        self.identity: tuple[str, int] | None = None  # user and auth revision, where authentication is on
+        self.admitted = 0  # the auth revision at which it was found that the call may be served
 
     def metadata(self, name: bytes) -> bytes | None:
         """A request header, by its lower-case name."""
@@ -97,6 +102,16 @@ class StreamCall(Call):
                 return None
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        message = self._inbox.popleft()
+        self._inbox_bytes -= len(message)
+        if self._holding and self._inbox_bytes <= self.connection.limits.stream_inbox_bytes_max // 2:
+            self.release()
+        return message
+
+    def receive_nowait(self) -> bytes | None:
+        """The next message if it has come already."""
+        if not self._inbox:
+            return None
         message = self._inbox.popleft()
         self._inbox_bytes -= len(message)
         if self._holding and self._inbox_bytes <= self.connection.limits.stream_inbox_bytes_max // 2:

@@ -54,6 +54,7 @@ class Http2Connection(asyncio.Protocol, ABC):
         self.engine = host.engine(self, host.limits)
         self._mender: AuthorityMender | None = AuthorityMender(host.limits.header_list_bytes_max)
         self.peer = "?"
+        self.peer_host = "?"  # without the port: one client may have many connections
         self._transport: asyncio.Transport | None = None
         self._flush_planned = False
         self._in_turn = False
@@ -69,12 +70,15 @@ class Http2Connection(asyncio.Protocol, ABC):
         self._taken_at_tick = 0
         self._unsent_reported = 0
         self._control_frames = 0
+        self._certificate_user: str | None = None  # not asked for yet
         self._drain_waiters: list[asyncio.Future[None]] = []
 
     # -- asyncio.Protocol
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
-        self.peer = str(self._transport.get_extra_info("peername"))
+        name = self._transport.get_extra_info("peername")
+        self.peer = str(name)
+        self.peer_host = str(name[0]) if isinstance(name, tuple) and name else self.peer
         self.host.connection_opened(self)
         self.flush()
 
@@ -179,6 +183,16 @@ class Http2Connection(asyncio.Protocol, ABC):
         """Whether further answers should be refused because this peer, or all peers together, do not read theirs."""
         limits = self.limits
         return self._unsent_reported > limits.unsent_bytes_max or self.host.unsent_bytes > limits.unsent_bytes_total_max
+
+    def certificate_user(self) -> str:
+        """The common name of the client's certificate, which TLS has verified; empty if it showed none."""
+        if self._certificate_user is None:
+            transport = self._transport
+            certificate = transport.get_extra_info("peercert") if transport is not None else None
+            subject = certificate.get("subject", ()) if certificate else ()
+            names = [value for field in subject for name, value in field if name == "commonName"]
+            self._certificate_user = names[0] if names else ""
+        return self._certificate_user
 
     @property
     def lost(self) -> bool:

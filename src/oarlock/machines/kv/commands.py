@@ -12,6 +12,33 @@ from typing import TypeAlias
 
 import msgspec
 
+from oarlock.machines.kv.commands_auth import (
+    AuthCommand,
+    AuthDisable,
+    AuthEnable,
+    Authenticate,
+    AuthResult,
+    Checked,
+    RoleAdd,
+    RoleDelete,
+    RoleGrantPermission,
+    RoleRevokePermission,
+    UserAdd,
+    UserChangePassword,
+    UserDelete,
+    UserGrantRole,
+    UserRevokeRole,
+)
+from oarlock.machines.kv.commands_lease import (
+    LeaseCommand,
+    LeaseExpire,
+    LeaseGrant,
+    LeaseRenew,
+    LeaseResult,
+    LeaseRevoke,
+    LeaseTick,
+)
+
 
 class SortOrder(IntEnum):
     NONE = 0
@@ -97,7 +124,7 @@ class Compact(msgspec.Struct, tag=5, array_like=True, gc=False):
 
 
 Op: TypeAlias = Put | DeleteRange | Range | Txn
-Command: TypeAlias = Put | DeleteRange | Range | Txn | Compact
+Command: TypeAlias = Put | DeleteRange | Range | Txn | Compact | LeaseCommand | AuthCommand | Checked
 
 
 class KvError(IntEnum):
@@ -108,6 +135,27 @@ class KvError(IntEnum):
     KEY_NOT_FOUND = 3  # ignore_value or ignore_lease on a key that does not exist
     LEASE_NOT_FOUND = 4
     MALFORMED = 5  # the bytes are not a command of this version
+    LEASE_EXISTS = 6
+    LEASE_TTL_TOO_LARGE = 7
+    LEASE_OF_OTHER_TERM = 8  # a command of a leader that has been replaced
+    # 20-49 authentication
+    ROOT_USER_MISSING = 20
+    ROOT_ROLE_MISSING = 21  # the user root does not hold the role root
+    USER_EXISTS = 22
+    USER_EMPTY = 23  # no name; also: nobody is logged in
+    USER_NOT_FOUND = 24
+    ROLE_EXISTS = 25
+    ROLE_NOT_FOUND = 26
+    ROLE_EMPTY = 27
+    PERMISSION_NOT_GIVEN = 28
+    AUTH_FAILED = 29
+    PERMISSION_DENIED = 30
+    ROLE_NOT_GRANTED = 31
+    PERMISSION_NOT_GRANTED = 32
+    AUTH_NOT_ENABLED = 33
+    INVALID_AUTH_MANAGEMENT = 34
+    AUTH_OLD_REVISION = 35
+    AUTH_FULL = 36  # a bound of `auth` is reached
 
 
 class Refused(msgspec.Struct, gc=False):
@@ -143,10 +191,17 @@ class CompactResult(msgspec.Struct, gc=False):
     revision: int
 
 
-Result: TypeAlias = PutResult | DeleteResult | RangeResult | TxnResult | CompactResult | Refused
+Result: TypeAlias = (
+    PutResult | DeleteResult | RangeResult | TxnResult | CompactResult | LeaseResult | AuthResult | Refused
+)
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Put | DeleteRange | Range | Txn | Compact)
+_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(
+    Put | DeleteRange | Range | Txn | Compact
+    | LeaseGrant | LeaseRevoke | LeaseTick | LeaseRenew | LeaseExpire
+    | AuthEnable | AuthDisable | Authenticate | UserAdd | UserDelete | UserChangePassword | UserGrantRole
+    | UserRevokeRole | RoleAdd | RoleDelete | RoleGrantPermission | RoleRevokePermission | Checked
+)  # fmt: skip
 
 encode = _encoder.encode
 

@@ -127,6 +127,25 @@ def mod_revision_of(record: bytes) -> int:
     return read_varint(record, at + 2)[0]
 
 
+def lease_of(record: bytes) -> int:
+    """The lease of a stored key-value, 0 if it has none, without looking at the rest."""
+    size, at = read_varint(record, 1)
+    at += size
+    for _ in range(3):  # create revision, mod revision, version: none of them is ever zero
+        at += 1
+        while record[at] >= 0x80:
+            at += 1
+        at += 1
+    end = len(record)
+    if at < end and record[at] == 0x2A:
+        size, at = read_varint(record, at + 1)
+        at += size
+    if at == end:
+        return 0
+    lease, _ = read_varint(record, at + 1)
+    return lease if lease <= INT64_MAX else lease - (1 << 64)
+
+
 def without_value(record: bytes) -> bytes:
     """The stored key-value with an empty value."""
     size, at = read_varint(record, 1)

@@ -6,6 +6,8 @@ Tables (what is stored is a file format, and `docs/reference/kv-machine.md` desc
 - `log`: (main revision, sub revision) -> what that change replaced. It is an undo log: a read of the past takes the
   present and follows, key by key, what was there before. Compaction is cutting off its front.
 - `tombstones`: a key deleted after the compacted revision -> the place of its deletion in `log`.
+- `auth`: users, roles, permissions and tokens (see `auth`).
+- `leases`, `lease_keys`: see `machines.kv.leases`.
 - `annex`: for the owner. `meta`: one record with revision, compacted revision, counts and the digest.
 """
 
@@ -17,6 +19,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from oarlock.machines.base import Checkpoint, Context
+from oarlock.machines.kv.auth import AuthState
 from oarlock.machines.kv.capture import KvCapture, read_capture
 from oarlock.machines.kv.commands import (
     Command,
@@ -41,22 +44,38 @@ from oarlock.machines.kv.commands import (
     TxnResult,
     decode,
 )
+from oarlock.machines.kv.commands_auth import AUTH_COMMANDS, AuthResult, Checked
+from oarlock.machines.kv.commands_lease import (
+    LeaseCommand,
+    LeaseDone,
+    LeaseExpire,
+    LeaseGrant,
+    LeaseGranted,
+    LeaseRenew,
+    LeaseResult,
+    LeaseRevoke,
+    LeaseTick,
+)
 from oarlock.machines.kv.encoding import (
+    INT64_MAX,
+    INT64_MIN,
     KeyValue,
     decode_key_value,
     encode_key_value,
     key_of,
+    lease_of,
     mod_revision_of,
     read_varint,
     varint,
     without_value,
 )
-from oarlock.machines.kv.events import WatchEvent
-from oarlock.machines.kv.history import Walk
 from oarlock.machines.kv.layout import (
     ANNEX,
+    AUTH,
     CURRENT,
     DELETED,
+    LEASE_KEYS,
+    LEASES,
     LOG,
     META,
     PLACE,
@@ -71,7 +90,7 @@ from oarlock.machines.kv.layout import (
     pack_state,
     unpack_state,
 )
-from oarlock.machines.kv.watch import WatchHub
+from oarlock.machines.kv.leases import LeaseBook
 from oarlock.machines.memory_store import MemoryStore
 from oarlock.machines.store import Store
 
@@ -81,8 +100,6 @@ TXN_DEPTH_MAX = 128
 PURGE_ENTRIES = 64
 PURGE_ENTRIES_PER_COMMAND = 2
 """How many compacted changes an `apply` purges. For puts that is more than they make, so purging comes to an end."""
-
-UNDO_STEPS = 1 << 30  # more than a key has changes
 
 _place = PLACE.pack
 _KEY_TAG, _MOD_TAG, _VERSION_TAG, _VALUE_TAG, _LEASE_TAG = b"\x0a", b"\x18", b"\x20", b"\x2a", b"\x30"
@@ -123,10 +140,10 @@ class KvMachine:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.durable: bool = store.durable
-        self._feed: list[WatchEvent] | None = None  # of the batch under way, while anybody watches
+        self.auth = AuthState(store.table(AUTH))
+        """Who may do what. The same object for the machine's whole life."""
+
         self._attach()
-        self.watches = WatchHub(self)
-        """Who watches this machine. Not part of the state: members have their own."""
 
     @classmethod
     def in_memory(cls) -> KvMachine:
@@ -148,6 +165,7 @@ class KvMachine:
         self._tombstones = store.table(TOMBSTONES)
         self._annex = store.table(ANNEX)
         self._meta = store.table(META)
+        self.auth.attach(store.table(AUTH))
         state = unpack_state(self._meta.get(STATE_KEY))
         self._revision = state.revision
         self._compact_revision = state.compact_revision
@@ -157,7 +175,9 @@ class KvMachine:
         self._purge_from = b""
         self._purging = state.compact_revision > 0
         self._changes: list[bytes] = []  # of the batch under way, for the digest
-        self._compacted = False  # in the batch under way
+        self._term = 0  # of the entry under way
+        self.leases = LeaseBook(store.table(LEASES), store.table(LEASE_KEYS), self._changes)
+        """All leases; for reading."""
 
     # -- reading
 
@@ -208,18 +228,6 @@ class KvMachine:
         pairs = self._log.items(_place(max(start, 0), 0), None if end is None else _place(end, 0), limit=limit)
         return [self._change(place, entry) for place, entry in pairs]
 
-    def last_change(self, key: bytes) -> int:
-        """The revision of the last put or deletion of a key; 0 if it has none, or only a deletion that is compacted."""
-        record = self._current.get(key)
-        if record is not None:
-            return mod_revision_of(record)
-        deletion = self._tombstones.get(key)
-        return PLACE.unpack(deletion)[0] if deletion is not None else 0
-
-    def feed(self, on: bool) -> None:
-        """For the hub of watches: whether it is told of changes."""
-        self._feed = [] if on else None
-
     @staticmethod
     def _change(place: bytes, entry: bytes) -> Change:
         main, sub = PLACE.unpack(place)
@@ -234,8 +242,16 @@ class KvMachine:
     # -- applying
 
     def lease_exists(self, lease: int) -> bool:
-        """Whether a put may carry this non-zero lease id. There are no leases in this machine yet."""
-        return False
+        """Whether a put may carry this non-zero lease id."""
+        return lease in self.leases
+
+    def keys_of_lease(self, lease: int) -> Sequence[bytes]:
+        """The keys that are attached to a lease, ascending; none if there is no such lease."""
+        return self.leases.keys(lease)
+
+    def lease_ids(self) -> Sequence[int]:
+        """All leases, ascending."""
+        return self.leases.ids()
 
     def apply(self, context: Context, commands: Sequence[bytes]) -> list[object]:
         assert context.index > self._store.applied_index, (
@@ -244,6 +260,8 @@ class KvMachine:
         results: list[object] = []
         append = results.append
         nbytes = 64
+        auth = self.auth
+        self._term = context.term
         for data in commands:
             nbytes += 2 * len(data) + 64
             try:
@@ -251,7 +269,9 @@ class KvMachine:
             except (ValueError, RecursionError):  # RecursionError: nested far deeper than TXN_DEPTH_MAX
                 append(Refused(KvError.MALFORMED, self._revision))
                 continue
-            if type(command) is Put and not (command.lease or command.ignore_value or command.ignore_lease):
+            if type(command) is Put and not (
+                command.lease or command.ignore_value or command.ignore_lease or auth.enabled
+            ):
                 # What nearly all commands are; `_apply_one` would give the same.
                 if key := command.key:
                     main = self._revision + 1
@@ -261,7 +281,7 @@ class KvMachine:
                 else:
                     append(Refused(KvError.MALFORMED, self._revision))
             else:
-                append(self._apply_one(command))
+                append(self._apply_checked(command, context))
         if self._changes:
             self._digest = blake2b(self._digest + b"".join(self._changes), digest_size=16).digest()
             self._changes.clear()
@@ -269,28 +289,44 @@ class KvMachine:
             self._purge(PURGE_ENTRIES + PURGE_ENTRIES_PER_COMMAND * len(commands))
         self._save_state()
         self._store.commit(context.index, nbytes)
-        if self._feed is not None:
-            self._tell_watches()
         return results
-
-    def _tell_watches(self) -> None:
-        """Hand the batch's changes to the hub, once."""
-        if self._feed:
-            events, self._feed = self._feed, []
-            self.watches.changed(events)
-        if self._compacted:
-            self._compacted = False
-            self.watches.compacted()
 
     def _save_state(self) -> None:
         state = State(self._revision, self._compact_revision, self._keys, self._tombstone_count, self._digest)
         self._meta.put(STATE_KEY, pack_state(state))
 
-    def _apply_one(self, command: Command) -> Result:
+    def _apply_checked(self, command: Command, context: Context) -> Result:
+        """Apply a command if whoever it comes from may do what it does. While authentication is on, one that is not
+        wrapped comes from nobody: from a member that had not yet heard that it is on."""
+        user, auth_revision, wrapped = "", 0, False
+        if isinstance(command, Checked):
+            user, auth_revision, wrapped = command.user, command.auth_revision, True
+            try:
+                command = decode(command.command)
+            except (ValueError, RecursionError):
+                return Refused(KvError.MALFORMED, self._revision)
+            if isinstance(command, Checked):
+                return Refused(KvError.MALFORMED, self._revision)
         if self._malformed(command, 0):
             return Refused(KvError.MALFORMED, self._revision)
+        if self.auth.enabled:
+            refused = self.auth.refuse(user, auth_revision, command, self.keys_of_lease, wrapped=wrapped)
+            if refused is not None:
+                return Refused(refused, self._revision)
+        return self._apply_one(command, context)
+
+    def _apply_one(self, command: Command, context: Context) -> Result:
         if isinstance(command, Compact):
             return self._compact(command.revision)
+        if isinstance(command, AUTH_COMMANDS):
+            error = self.auth.apply(command, context.index, context.time_ns)
+            if error is not None:
+                return Refused(error, self._revision)
+            self._changes += self.auth.take_changes()
+            return AuthResult(self._revision, self.auth.revision, context.index)
+        assert not isinstance(command, Checked), "wrapped twice"
+        if isinstance(command, LeaseGrant | LeaseRevoke | LeaseTick | LeaseRenew | LeaseExpire):
+            return self._apply_lease(command)
         if isinstance(command, Txn):
             path: list[bool] = []
             self._decide(command, path)
@@ -312,12 +348,50 @@ class KvMachine:
             self._revision = writes.main
         return result_of_one
 
+    # -- leases
+
+    def _apply_lease(self, command: LeaseCommand) -> LeaseResult | Refused:
+        book = self.leases
+        if isinstance(command, LeaseGrant):
+            if (error := book.refuse_grant(command.id, command.ttl)) is not None:
+                return Refused(error, self._revision)
+            book.grant(command.id, command.ttl)
+            return LeaseGranted(self._revision, command.id, command.ttl)
+        if isinstance(command, LeaseRevoke):
+            if command.id not in book:
+                return Refused(KvError.LEASE_NOT_FOUND, self._revision)
+            self._end_lease(command.id)
+            return LeaseDone(self._revision)
+        if command.term != self._term:
+            return Refused(KvError.LEASE_OF_OTHER_TERM, self._revision)
+        if isinstance(command, LeaseTick):
+            book.tick(command.clock)
+        elif isinstance(command, LeaseRenew):
+            book.renew(command.ids, command.deadlines)
+        else:
+            for lease, ceiling in zip(command.ids, command.ceilings, strict=False):
+                found = book.get(lease)
+                if found is not None and found[1] == ceiling:
+                    self._end_lease(lease)
+        return LeaseDone(self._revision)
+
+    def _end_lease(self, lease: int) -> None:
+        """Delete the attached keys, in one revision and in order of the keys, and then the lease."""
+        writes = _Writes(self._revision + 1)
+        for key in self.leases.keys(lease):
+            self._delete_range(DeleteRange(key), writes)
+        if writes.sub:
+            self._revision = writes.main
+        self.leases.end(lease)
+
     # -- refusing, before anything has changed
 
     def _malformed(self, command: Command, depth: int) -> bool:
         """Whether a command is decoded but has no meaning. The API refuses all of these with a better text."""
         if isinstance(command, Put):
             return not command.key
+        if isinstance(command, LeaseGrant):
+            return not INT64_MIN <= command.id <= INT64_MAX or not 0 < command.ttl <= INT64_MAX
         if isinstance(command, Range):
             return not 0 <= command.sort_target <= 4 or not 0 <= command.sort_order <= 2
         if isinstance(command, Txn):
@@ -453,8 +527,10 @@ class KvMachine:
         record = b"".join(parts)
         self._current.put(key, record)
         self._changes.append(record)
-        if self._feed is not None:
-            self._feed.append(WatchEvent(main, key, record, previous))
+        if lease or self.leases.attached:
+            old = 0 if previous is None else lease_of(previous)
+            if old != lease:
+                self.leases.move(key, old, lease)
         return previous
 
     def _delete_range(self, op: DeleteRange, writes: _Writes) -> DeleteResult:
@@ -470,8 +546,8 @@ class KvMachine:
             self._log.put(place, _DELETED + record)
             self._tombstones.put(key, place)
             self._changes.append(place + key)
-            if self._feed is not None:
-                self._feed.append(WatchEvent(writes.main, key, None, record))
+            if self.leases.attached and (lease := lease_of(record)):
+                self.leases.move(key, lease, 0)
         self._keys -= len(pairs)
         self._tombstone_count += len(pairs)
         previous = [record for _, record in pairs] if op.prev_kv else []
@@ -550,41 +626,26 @@ class KvMachine:
 
     def _undo(self, key: bytes, record: bytes | None, deletion: bytes | None, revision: int) -> bytes | None:
         """Follow the log back from what a key has now, a record or a deletion, to what it had at `revision`."""
-        walk = Walk(key, record, deletion)
-        while self.walk_back(walk, revision, UNDO_STEPS) < 0:
-            pass
-        return walk.record
-
-    def walk(self, key: bytes) -> Walk:
-        """What a key has now, from where `walk_back` goes back."""
-        return Walk(key, self._current.get(key), self._tombstones.get(key))
-
-    def walk_back(self, walk: Walk, revision: int, steps: int) -> int:
-        """Follow the log back to what the key had at `revision`, which is not compacted, but at most so many changes.
-        Returns how many steps are left over, -1 if it is not there yet; `walk.record` is the answer."""
-        key = walk.key
+        before: bytes | None = None  # the place of the change that made what we hold is below this
         while True:
-            if walk.record is not None:
-                main = mod_revision_of(walk.record)
+            if record is not None:
+                main = mod_revision_of(record)
                 if main <= revision:
-                    return steps
-                place, entry = self._find_put(key, main, walk.before)
-            elif walk.deletion is not None:
-                place = walk.deletion
+                    return record
+                place, entry = self._find_put(key, main, before)
+            elif deletion is not None:
+                place = deletion
                 if PLACE.unpack(place)[0] <= revision:
-                    return steps
+                    return None
                 found = self._log.get(place)
                 assert found is not None and found[0] == DELETED, f"no deletion of {key!r} at {place.hex()}"
                 entry = found
             else:
-                return steps
-            if not steps:
-                return -1
-            steps -= 1
-            walk.before = place
+                return None
+            before = place
             kind = entry[0]
-            walk.record = entry[1:] if kind in (PUT_OVER, DELETED) else None
-            walk.deletion = entry[1 : 1 + PLACE_BYTES] if kind == PUT_AFTER_DELETE else None
+            record = entry[1:] if kind in (PUT_OVER, DELETED) else None
+            deletion = entry[1 : 1 + PLACE_BYTES] if kind == PUT_AFTER_DELETE else None
 
     def _find_put(self, key: bytes, main: int, before: bytes | None) -> tuple[bytes, bytes]:
         """The last put of `key` within one main revision, below a place: its own place and log entry."""
@@ -610,7 +671,6 @@ class KvMachine:
         if revision > self._revision:
             return Refused(KvError.FUTURE_REVISION, self._revision)
         self._compact_revision = revision
-        self._compacted = True
         self._purging = True
         self._changes.append(b"compact" + varint(revision))
         return CompactResult(self._revision)
@@ -658,7 +718,6 @@ class KvMachine:
         finally:
             replacement.abort()
         self._attach()
-        self.watches.restored()
 
     # -- the annex
 
@@ -694,9 +753,14 @@ class KvMachine:
     def validate(self) -> None:
         """Check the whole state against itself, reading all of it. For tests, the simulator and `verify` commands."""
         assert -1 <= self._compact_revision <= self._revision, (self._compact_revision, self._revision)
+        self.auth.validate()
         count = 0
+        attached: dict[bytes, int] = {}
         for key, record in self._current.items():
             kv = decode_key_value(record)
+            if kv.lease:
+                attached[key] = kv.lease
+            assert lease_of(record) == kv.lease, kv
             count += 1
             assert kv.key == key, f"the record of {key!r} is of {kv.key!r}"
             assert encode_key_value(*kv) == record, f"the record of {key!r} is not as protobuf writes it"
@@ -716,6 +780,7 @@ class KvMachine:
             assert (main, sub) in ((last[0], last[1] + 1), (last[0] + 1, 0)), f"log: {last}, then {(main, sub)}"
             last = (main, sub)
             assert entry[0] in (PUT_NEW, PUT_OVER, PUT_AFTER_DELETE, DELETED), entry[0]
+        self.leases.validate(attached)
         assert last[0] == self._revision, f"the log ends at {last}, the revision is {self._revision}"
 
 

@@ -56,6 +56,16 @@ class ReadBarrier:
 
 
 @dataclass(frozen=True, slots=True)
+class LeasesAsked:
+    """Renew the leases `renew`, and say how long those in `query` have: `LeasesAnswered` or `LeasesFailed`. Tokens are
+    this event's own and only ever grow; at most `leases.ASK_MAX` leases at once."""
+
+    token: int
+    renew: Sequence[int]
+    query: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointWritten:
     """The `write` of the checkpoint in `WriteCheckpoint` has returned."""
 
@@ -78,6 +88,7 @@ class SnapshotLoaded:
 MemberEvent: TypeAlias = (
     Submit
     | ReadBarrier
+    | LeasesAsked
     | MessageReceived
     | Persisted
     | TimePassed
@@ -130,6 +141,24 @@ class ReadsFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class LeasesAnswered:
+    """`renewed`: the TTL in s of each lease that was to be renewed, 0 if it is unknown or over. `remaining`: what is
+    left of the TTL in s of each that was asked about, -1 if it is unknown or over."""
+
+    token: int
+    renewed: Sequence[int]
+    remaining: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class LeasesFailed:
+    """No answer could be had. With the outcome UNKNOWN some may have been renewed."""
+
+    token: int
+    error: RaftError
+
+
+@dataclass(frozen=True, slots=True)
 class WriteSnapshot:
     """Write `capture` to a file under the identity `snapshot` in the background and close it. Then give back
     `SnapshotWritten` with size and digest filled in, or `SnapshotFailed`."""
@@ -157,6 +186,8 @@ MemberEffect: TypeAlias = (
     | Failed
     | ReadsReady
     | ReadsFailed
+    | LeasesAnswered
+    | LeasesFailed
     | WriteSnapshot
     | WriteCheckpoint
     | LoadSnapshot

@@ -60,6 +60,7 @@ class ForwardedProposals:
     def judge(self, term: Term, sender: NodeId, boot: int, request: int, *, leads: bool, current_term: Term) -> Verdict:
         """Look at one `Propose` of `term`. NEW is answered only if `leads` and `term` is the present one."""
         if term > current_term:
+            # sometimes: a proposal is passed on for a later term
             return Verdict.SILENT  # its sender knows a term that we have not seen: our leadership, if any, is over
         if term != self._term:
             # Never led by this process. If it is over, and began after our start, no earlier process led it either.
@@ -70,8 +71,10 @@ class ForwardedProposals:
                 return Verdict.SILENT
             window = self._windows[sender, boot] = _Window()
         if request in window.refused:
+            # sometimes: a refused proposal comes again
             return Verdict.REFUSE
         if request <= window.floor or request in window.seen:
+            # sometimes: a taken proposal comes again
             return Verdict.SILENT
         window.add(request)
         if leads and term == current_term:

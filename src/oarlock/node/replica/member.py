@@ -21,7 +21,7 @@ from oarlock.errors import (
     RaftError,
     Stopped,
 )
-from oarlock.machines.base import Checkpoint, Machine
+from oarlock.machines.base import Checkpoint, LeaseMachine, Machine
 from oarlock.node.replica.batch import (
     BATCH_BYTES_MAX,
     COMMAND_BYTES_MAX,
@@ -36,6 +36,8 @@ from oarlock.node.replica.events import (
     CheckpointWritten,
     Completed,
     Failed,
+    LeasesAsked,
+    LeasesFailed,
     LoadSnapshot,
     MemberEffect,
     MemberEvent,
@@ -49,8 +51,9 @@ from oarlock.node.replica.events import (
     WriteSnapshot,
 )
 from oarlock.node.replica.forwarding import ForwardedProposals, Verdict
+from oarlock.node.replica.leases import LeaseKeeper
 from oarlock.node.replica.pending import Group, Pending, Reads
-from oarlock.node.replica.sessions import Envelope, known_kind, publish
+from oarlock.node.replica.sessions import Envelope, known_kind, plain, publish
 from oarlock.raft.config import RaftConfig
 from oarlock.raft.core import Raft, Rng
 from oarlock.raft.events import (
@@ -72,7 +75,7 @@ from oarlock.raft.events import (
     SnapshotWritten,
     StartSnapshot,
 )
-from oarlock.raft.messages import Propose, ProposeReply
+from oarlock.raft.messages import LeaseAnswer, LeaseAsk, Propose, ProposeReply
 from oarlock.raft.status import RaftStatus
 from oarlock.raft.types import NOBODY, Configuration, Entry, EntryKind, HardState, Index, NodeId, SnapshotMeta, Term
 
@@ -115,7 +118,8 @@ class MemberStatus:
 
 
 class _Part(NamedTuple):
-    """One group of a batch on its way into the log: of this member (`group`), or passed on by `sender` for `term`."""
+    """One group of a batch on its way into the log: of this member (`group`), passed on by `sender` for `term`, or the
+    lease keeper's own, which `request` numbers."""
 
     data: bytes
     group: Group | None = None
@@ -195,6 +199,18 @@ class Member:
         self.refused_forwards = 0
         self.malformed_forwards = 0
 
+        self._keeper: LeaseKeeper | None = None
+        leasing: object = machine
+        if isinstance(leasing, LeaseMachine):
+            self._keeper = LeaseKeeper(
+                leasing,
+                timeout_ns=self._timeout_ns,
+                retry_ns=config.election_timeout_ns,
+                pause_ns=config.heartbeat_interval_ns,
+                first_request=self._request,
+            )
+        self._lease_round = NUMBER_MAX  # tokens of the keeper's read rounds
+
         self._record = decode_record(record) if record else None
         self._record_bytes = record
         self._publishing = False
@@ -231,6 +247,11 @@ class Member:
     @property
     def halted(self) -> bool:
         return self._halted
+
+    @property
+    def keeper(self) -> LeaseKeeper | None:
+        """The keeper of leases; None if the machine has none."""
+        return self._keeper
 
     @property
     def saving(self) -> bool:
@@ -282,6 +303,8 @@ class Member:
             deadline = min(deadline, self._save_not_before)
         if self._record is not None and not self._publishing and self._publish_at > self._now:
             deadline = min(deadline, self._publish_at)
+        if self._keeper is not None:
+            deadline = min(deadline, self._keeper.next_deadline())
         return deadline
 
     def validate(self) -> None:
@@ -322,6 +345,8 @@ class Member:
                 self._dispatch()
                 self._maybe_publish()
                 self._maybe_save()
+                if self._keeper is not None:
+                    self._keep_leases(self._keeper)
                 if not self._step:
                     break
         self._expire()
@@ -344,6 +369,12 @@ class Member:
                     self._forward_received(sender, message)
                 elif isinstance(message, ProposeReply):
                     self._refusal_received(sender, message)
+                elif isinstance(message, LeaseAsk):
+                    if self._keeper is not None:
+                        self._keeper.ask_received(sender, message, self._now)
+                elif isinstance(message, LeaseAnswer):
+                    if self._keeper is not None:
+                        self._keeper.answer_received(message)
                 else:
                     self._step.append(event)
             case Submit(first, commands):
@@ -355,6 +386,11 @@ class Member:
                 else:
                     self._reads.ask(token, self._now + self._timeout_ns)
                     self._step.append(ReadRequested(token))
+            case LeasesAsked(token, renew, query):
+                if self._keeper is None:
+                    self._out.append(LeasesFailed(token, ProposalDropped("this member's machine has no leases")))
+                else:
+                    self._keeper.ask(token, renew, query, self._now)
             case CheckpointWritten(checkpoint):
                 self._checkpoint_written(checkpoint)
             case SnapshotWritten():
@@ -362,6 +398,7 @@ class Member:
                 self._step.append(event)
             case SnapshotFailed():
                 self._saving = False
+                # sometimes: a snapshot finds no room
                 self._snapshot_wanted = max(self._snapshot_wanted, self._snapshot_begun)
                 self._save_not_before = self._now + SNAPSHOT_RETRY_NS
             case SnapshotLoaded():
@@ -369,6 +406,7 @@ class Member:
             case PeerConnected(peer, _):
                 self._step.append(event)
                 if peer == self.raft.leader_id:
+                    # sometimes: a connection to the leader is new
                     self._forward_again(0)
             case _:
                 self._step.append(event)
@@ -383,10 +421,16 @@ class Member:
             case ProposalRefused(token, reason, _):
                 self._refused(token, reason)
             case ReadReady(token, index):
-                if self._reads.ready(token, index, self.applied_index):
+                if token >= NUMBER_MAX:
+                    assert self._keeper is not None
+                    self._keeper.round_done(token, index)
+                elif self._reads.ready(token, index, self.applied_index):
                     self._out.append(ReadsReady([token]))
             case ReadFailed(token, reason):
-                if self._reads.fail(token):
+                if token >= NUMBER_MAX:
+                    assert self._keeper is not None
+                    self._keeper.round_failed(token)
+                elif self._reads.fail(token):
                     self._out.append(ReadsFailed(token, self._read_error(reason)))
             case Restore(snapshot):
                 self._out.append(LoadSnapshot(snapshot))
@@ -437,6 +481,7 @@ class Member:
             self._append_queue()
             return
         if raft.log.last_term != raft.current_term or raft.last_applied < raft.log.snapshot_index:
+            # sometimes: proposals wait until this member is in step with its leader
             return  # not in step with this leader yet: a snapshot may have to come, which would hide the outcome
         if self._forward_check_at == NEVER:
             self._forward_check_at = self._now + self._config.election_timeout_ns
@@ -448,6 +493,7 @@ class Member:
 
     def _hold(self) -> None:
         """The leader does not take proposals just now: do not ask it again at once."""
+        # sometimes: a leader takes no proposals just now
         self._held_by = (self.raft.current_term, self.raft.leader_id)
         self._hold_until = self._now + self._config.heartbeat_interval_ns
 
@@ -458,6 +504,10 @@ class Member:
         if self._now >= self._hold_until and not self.raft.transferring:
             parts += [_Part(group.data, group) for group in queue]
             queue.clear()
+        keeper = self._keeper
+        if parts and keeper is not None and keeper.tick_due(self._now):
+            keeper.tick()
+            parts.insert(0, self._lease_part(keeper))
         start = size = 0
         for at, part in enumerate(parts):
             if at > start and size + len(part.data) > BATCH_BYTES_MAX:
@@ -480,7 +530,7 @@ class Member:
         for part in self._handed.pop(token):
             if part.group is not None:
                 self._pending.handed_over(part.group, term)
-            else:
+            elif part.sender != NOBODY:
                 # The sender counts on its own term. A leader cannot lose one term and win another in one call.
                 assert term == part.term, f"a proposal for term {part.term} was appended in term {term}"
 
@@ -489,6 +539,9 @@ class Member:
         for part in self._handed.pop(token):
             if part.group is not None:
                 back.append(part.group)
+            elif part.sender == NOBODY:
+                assert self._keeper is not None
+                self._keeper.refused(part.request)
             else:
                 self._refuse_forward(part.sender, part.boot, part.request, reason)
         if back:
@@ -515,9 +568,11 @@ class Member:
             message.term, sender, group.boot, message.request, leads=raft.is_leader, current_term=raft.current_term
         )
         if verdict is Verdict.REFUSE:
+            # sometimes: a forwarded proposal comes to a member that does not lead
             self._refuse(sender, message.request, "not_leader")
         elif verdict is Verdict.NEW:
             if raft.transferring:
+                # sometimes: a forwarded proposal comes during a transfer
                 self._refuse_forward(sender, group.boot, message.request, "transferring")
             elif raft.commit_index - raft.last_applied > self.limits.apply_gap_max:
                 self._refuse_forward(sender, group.boot, message.request, "overloaded")
@@ -538,6 +593,7 @@ class Member:
         if group is None or group.to != sender:
             return
         if message.reason == "overloaded":
+            # sometimes: a forwarded proposal is too much
             self._fail(group, Overloaded("uncommitted_bytes_max", self._config.uncommitted_bytes_max))
         else:
             self._pending.requeue([group])
@@ -551,8 +607,35 @@ class Member:
             if group.term == raft.current_term and group.to == raft.leader_id:
                 if sent_before and group.sent_at > sent_before:
                     continue
+                # sometimes: a forwarded proposal is passed on again
                 group.sent_at = self._now
                 self._out.append(Send(group.to, Propose(term=group.term, request=group.request, payload=group.data)))
+
+    # ------------------------------------------------------------------ leases
+
+    def _keep_leases(self, keeper: LeaseKeeper) -> None:
+        """What the keeper of leases does with this turn."""
+        raft = self.raft
+        keeper.turn(
+            self._now, raft.leader_id, raft.current_term, self.applied_index,
+            leads=raft.is_leader, in_step=self._applied_term == raft.current_term,
+        )  # fmt: skip
+        if keeper.wants_round:
+            self._lease_round += 1
+            keeper.begin_round(self._lease_round)
+            self._step.append(ReadRequested(self._lease_round))
+        if keeper.commands:
+            self._arrived.append(self._lease_part(keeper))
+            self._append_queue()
+        if keeper.out:
+            self._out += keeper.out
+            keeper.out = []
+
+    def _lease_part(self, keeper: LeaseKeeper) -> _Part:
+        number = self._own_number
+        commands = [plain(command) for command in keeper.take_commands(number)]
+        self._own_number += len(commands)
+        return _Part(encode_group(self.id, self.boot, number, commands), request=number)
 
     # ------------------------------------------------------------------ the machine
 
@@ -563,6 +646,7 @@ class Member:
         if envelope is not None:
             out = self._out
             own, boot = self.id, self.boot
+            keeper = self._keeper
             size = 0
             for entry in entries:
                 if entry.kind != EntryKind.NORMAL:
@@ -584,6 +668,10 @@ class Member:
                             out.append(
                                 Completed(group.first, results if len(groups) == 1 else results[at : at + count])
                             )
+                    elif (
+                        group.first >= NUMBER_MAX and group.origin == own and group.boot == boot and keeper is not None
+                    ):
+                        keeper.applied(group.first)
                     at += count
             envelope.flush()
             self._bytes_since += size
@@ -593,6 +681,7 @@ class Member:
             self._applied_term = term
             overtaken = self._pending.overtaken(term)
             if overtaken:
+                # sometimes: a change of leader took a proposal's place
                 self.resubmitted += len(overtaken)
                 self._pending.requeue(overtaken)
         if len(self._reads):
@@ -616,6 +705,7 @@ class Member:
         self._saved_at = self._now
         self._applied_term = max(self._applied_term, snapshot.term)
         for group in self._pending.up_to(snapshot.term):
+            # sometimes: a snapshot hides what became of a proposal
             # Its entry may be among those that the snapshot stands for: nobody can tell any more.
             self._fail(group, LeadershipLost("a snapshot took the place of the entries that may hold this proposal"))
         self._step.append(Restored(snapshot))
@@ -635,6 +725,7 @@ class Member:
         raft = self.raft
         if machine is None:
             if self._entries_since >= limits.snapshot_entries:
+                # sometimes: a witness marks what it need not keep
                 # A witness has no state: that it applied the entries is all there is to say.
                 self._entries_since = 0
                 self._step.append(SnapshotWritten(raft.snapshot_meta(raft.last_applied)))
@@ -670,6 +761,7 @@ class Member:
         assert self.machine is not None
         capture = self.machine.capture()
         if capture.index < max(self._snapshot_wanted, self.raft.log.snapshot_index):
+            # sometimes: a checkpoint is too old for the snapshot that is wanted
             capture.close()
             return False
         if self.machine.durable:
@@ -709,6 +801,7 @@ class Member:
         if raft.configuration.member(self.id) is None:
             return
         if self._envelope.record_of(self.id) == self._record:
+            # sometimes: the group knows who this member is
             self._record = None
             return
         self._publishing = True
@@ -723,8 +816,10 @@ class Member:
     def _expire(self) -> None:
         now = self._now
         while (group := self._pending.oldest()) is not None and group.deadline <= now:
+            # sometimes: a proposal takes too long
             self._fail(group, self._late(group))
         for token in self._reads.expired(now):
+            # sometimes: a read takes too long
             self._out.append(ReadsFailed(token, self._late_read()))
         if now >= self._forward_check_at:
             interval = self._config.election_timeout_ns
@@ -769,3 +864,7 @@ class Member:
                 self._fail(group, ProposalDropped(f"{error}; nothing was proposed"))
         for token in self._reads.all():
             self._out.append(ReadsFailed(token, error))
+        if self._keeper is not None:
+            self._keeper.fail_everything(error)
+            self._out += self._keeper.out
+            self._keeper.out = []

@@ -329,6 +329,7 @@ class Envelope:
     def _admit(self, position: int, asked: InSession) -> object:
         session = self._sessions.get(asked.session)
         if session is None:
+            # sometimes: a session is not known
             return SessionExpired(asked.session)
         self._touch(asked.session, session, position)
         if asked.lowest > session.lowest:
@@ -342,6 +343,7 @@ class Envelope:
             )
         for reply in session.replies:
             if reply.sequence == asked.sequence:
+                # sometimes: a command of a session comes again
                 return self._repeat(reply)
         if asked.sequence >= session.lowest + WINDOW_MAX:
             return Rejected(

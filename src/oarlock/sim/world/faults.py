@@ -149,8 +149,15 @@ class Faults:
         for turn in range(1 + draw.draw(6)):
             client = world.clients[draw.draw(len(world.clients))]
             world.later(world.swarm.timeout * (turn + draw.draw(4)) // 8, client.ask_here, leader)
-        if draw.draw(2):
+        end = draw.draw(4)
+        if end >= 2:
             world.later(world.swarm.timeout * (1 + draw.draw(8)) // 4, self._end, leader)
+        elif end == 1:  # or its disk stands still until after the successor has come
+            leader.sync_extra = world.swarm.timeout * (2 + draw.draw(16))
+            world.later(leader.sync_extra, self._flow, leader)
+
+    def _flow(self, process: Process) -> None:
+        process.sync_extra = 0
 
     def _end(self, process: Process) -> None:
         if process.up and not self._world.healed:
@@ -259,6 +266,16 @@ class Faults:
             disk.misdirect(path, at // 512, other, draw.draw(other_size) // 512)
         self._world.note(process, f"rots in {path}")
 
+    def _misdirect(self, draw: Stream) -> None:
+        """A write lands in the wrong place and reports success. Only where the group can do without the member."""
+        process = self._some(draw)
+        if process is None or not self._world.can_lose(process.id):
+            return
+        process.rotten = True
+        part = (".wal", ".wal", ".snap", ".tmp")[draw.draw(4)]
+        process.disk.inject("write", Fault.MISDIRECTED, after=draw.draw(6), path_part=part)
+        self._world.note(process, f"will misdirect a write to {part}")
+
     def _wipe(self, draw: Stream) -> None:
         """The disk is replaced by an empty one, and the member keeps its name: the others must not hear it again."""
         world = self._world
@@ -312,8 +329,11 @@ class Faults:
         world = self._world
         leaders = [p for p in world.up() if p.leads]
         process = self._some(draw, leaders if leaders and draw.draw(4) else None)
-        if process is None:
-            return
+        if process is not None:
+            self._change_at(process, draw)
+
+    def _change_at(self, process: Process, draw: Stream) -> None:
+        world = self._world
         configuration = process.core.configuration
         if configuration.joint and draw.draw(2):
             process.change(())
@@ -357,6 +377,32 @@ class Faults:
         world.note(process, "is lost with its disk")
         world.join(fresh)
         leader.change(tuple(changes))
+
+    def elected(self, process: Process) -> None:
+        """A leader is new: an operator may be there already, before it has committed anything."""
+        world = self._world
+        if world.healed or "hasty" not in world.swarm.classes:
+            return
+        draw = world.choices.stream("fault/hasty")
+        kind = draw.draw(6)
+        if kind == 0:
+            return
+        self.struck["hasty"] = self.struck.get("hasty", 0) + 1
+        wait = 1 + world.swarm.cpu * draw.draw(4)
+        if kind == 1 and "transfer" in world.swarm.classes:
+            ids = self._ids()
+            world.later(wait, self._transfer_now, (process, ids[draw.draw(len(ids))]))
+        elif "members" in world.swarm.classes:
+            world.later(wait, self._change_now, process)
+
+    def _transfer_now(self, what: tuple[Process, NodeId]) -> None:
+        process, target = what
+        if process.up and not self._world.healed:
+            process.transfer(target)
+
+    def _change_now(self, process: Process) -> None:
+        if process.up and not self._world.healed:
+            self._change_at(process, self._world.choices.stream("fault/hasty"))
 
     def _one_change(self, draw: Stream, configuration: Configuration) -> raft.ConfigChange | None:
         world = self._world

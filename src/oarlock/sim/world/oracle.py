@@ -9,14 +9,35 @@ the whole history (checked at each append), comparing the term at an index compa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from oarlock.machines.base import Context
-from oarlock.raft.events import Persist
-from oarlock.raft.messages import AppendEntriesReply, Message, RequestVote, RequestVoteReply
-from oarlock.raft.types import Configuration, Entry, EntryKind, Index, NodeId, SnapshotMeta, Term, decode_configuration
+from oarlock.raft.events import MessageReceived, Persist
+from oarlock.raft.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Heartbeat,
+    InstallSnapshot,
+    Message,
+    RequestVote,
+    RequestVoteReply,
+)
+from oarlock.raft.progress import Progress
+from oarlock.raft.roles import Follower, Leader
+from oarlock.raft.types import (
+    Configuration,
+    Entry,
+    EntryKind,
+    Index,
+    MemberRole,
+    NodeId,
+    SnapshotMeta,
+    Term,
+    decode_configuration,
+)
 from oarlock.sim.invariants import Violation, quorum_holds
 from oarlock.sim.world.application import Application
 from oarlock.sim.world.ledger import Ledger
@@ -42,7 +63,9 @@ class Watched:
         "last_group",
         "led_term",
         "log",
+        "matched",
         "previous",
+        "seen",
         "vote_terms",
     )
 
@@ -57,6 +80,8 @@ class Watched:
         self.applied: Index = 0
         self.led_term: Term = 0  # nonzero while it leads
         self.vote_terms: dict[Term, NodeId] = {}
+        self.matched: dict[NodeId, tuple[Progress, Index]] = {}  # of a leader: how far it counted each follower
+        self.seen: tuple[object, object] = (None, None)  # the configurations last compared: the member's and the log's
 
 
 class Oracle:
@@ -67,6 +92,7 @@ class Oracle:
         self.watched: dict[NodeId, Watched] = {}
         self.lost: list[tuple[NodeId, Ledger]] = []  # disks that are gone: what they had acknowledged still counts
         self.leaders: dict[Term, NodeId] = {}
+        self.ballots: dict[tuple[Term, NodeId], set[NodeId]] = {}  # (term, candidate) -> whose durable votes it has
         self.predecessors: dict[tuple[Term, Index], Term] = {}
         self.entries: dict[tuple[Term, Index], Entry] = {}
         self.committed: list[Term] = [0]
@@ -81,6 +107,7 @@ class Oracle:
         self.digests: dict[Index, tuple[bytes, NodeId]] = {}
         self.lease_broken = False
         self.elections = self.reads = self.writes = self.recoveries = self.torn = self.cuts = 0
+        self.sent_early = 0  # AppendEntries with entries that their leader's own disk does not hold yet (diss. 10.2.1)
 
     @property
     def commit_max(self) -> Index:
@@ -216,12 +243,25 @@ class Oracle:
             commit = min(core.commit_index, entry.index - 1)
             if log.term(commit) != entry.term:
                 raise Violation("CFG", f"{where} was appended before its leader committed an entry of its own term")
+            self._check_promotions(process, old, new, entry, where)
+
+    def _check_promotions(
+        self, process: Process, old: Configuration, new: Configuration, entry: Entry, where: str
+    ) -> None:
+        """A learner gets a vote only once its own disk is nearly as far as the log. (diss. 4.2.1)"""
+        lag = process.world.swarm.promote_lag
+        for info in old.members:
+            if info.role is not MemberRole.LEARNER or info.id not in new.voters or process.world.is_foreign(info.id):
+                continue
+            disk = self.watched[info.id].disk
+            if disk.hard_state.term <= entry.term and disk.last_index + lag < entry.index - 1:
+                raise Violation("CFG", f"{where} gives a vote to {info.id}, whose log ends at {disk.last_index}")
 
     def durable(self, process: Process, group: list[Persist], clean: bool) -> None:
         """A sync returned. `clean`: the disk has really nothing of the log that a power loss could take."""
         watched = self.watched[process.id]
         watched.inflight = []
-        if "rot" in process.world.swarm.classes:
+        if process.world.rots:
             watched.previous, watched.last_group = watched.disk.copy(), group
         if clean:
             for persist in group:
@@ -263,7 +303,10 @@ class Oracle:
 
     @staticmethod
     def _matches_any(allowed: Ledger, found: Ledger, inflight: list[Persist]) -> bool:
-        """Whether `found` is `allowed` and the first so many records of what was under way."""
+        """Whether `found` is `allowed` and the first so many records of what was under way.
+
+        The commit index may come behind the entries: it is only a hint, but never one beyond the log.
+        """
         least = allowed.hard_state.commit
         if allowed.same_as(found) and found.hard_state.commit == least:
             return True
@@ -274,13 +317,12 @@ class Oracle:
                     return True
             if persist.hard_state is not None:
                 allowed.hard_state = persist.hard_state
-                # The commit index may come behind the entries: it is only a hint, but never one beyond the log.
-                if allowed.same_as(found):
-                    return least <= found.hard_state.commit <= allowed.hard_state.commit
+                if allowed.same_as(found) and least <= found.hard_state.commit <= allowed.hard_state.commit:
+                    return True
             for entry in persist.entries:
                 allowed.append(entry)
-                if allowed.same_as(found):
-                    return least <= found.hard_state.commit <= allowed.hard_state.commit
+                if allowed.same_as(found) and least <= found.hard_state.commit <= allowed.hard_state.commit:
+                    return True
         return False
 
     # ------------------------------------------------------------------ turns
@@ -298,8 +340,8 @@ class Oracle:
         watched.commit = core.commit_index
         self._committed(process, watched, core.commit_index)
 
-    def turn(self, process: Process) -> None:
-        """After a turn: terms, commit index, leadership."""
+    def turn(self, process: Process, events: Sequence[object]) -> None:
+        """After a turn: terms, commit index, leadership, and whether it follows the leader that it heard."""
         watched = self.watched[process.id]
         core = process.core
         log = watched.log
@@ -317,22 +359,70 @@ class Oracle:
                 raise Violation(
                     "MONO", f"the commit index of member {process.id} went from {watched.commit} to {commit}"
                 )
+            if core.is_leader and watched.led_term == core.current_term and log.term(commit) != core.current_term:
+                raise Violation(
+                    "COQ", f"leader {process.id} of term {core.current_term} commits {log.term(commit)}.{commit} by "
+                    "counting"
+                )  # fmt: skip
             self._committed(process, watched, commit)
             watched.commit = commit
+        in_force = watched.configuration
         watched.configuration = log.configurations[-1]
-        if core.is_leader:
+        if watched.seen[0] is not core.configuration or watched.seen[1] is not log.configuration:
+            watched.seen = (core.configuration, log.configuration)
+            if core.configuration != log.configuration:
+                raise Violation("CFG", f"member {process.id} uses another configuration than the last one in its log")
+        role = core.role
+        if isinstance(role, Leader):
             if watched.led_term != core.current_term:
-                self._elected(process, watched)
+                watched.matched = {}
+                self._elected(process, watched, in_force)
+            for follower, progress in role.progress.items():
+                known = watched.matched.get(follower)
+                before = known[1] if known is not None and known[0] is progress else 0
+                if progress.match_index != before or progress.next_index <= progress.match_index:
+                    self._counted(process, watched, follower, progress, before)
+                if len(progress.inflights) > progress.inflights.messages_max:
+                    raise Violation(
+                        "ORD", f"leader {process.id} has {len(progress.inflights)} messages under way to {follower}; "
+                        f"the window holds {progress.inflights.messages_max}"
+                    )  # fmt: skip
         else:
             watched.led_term = 0
+            if not isinstance(role, Follower):
+                self._heard(process, events)
 
-    def _elected(self, process: Process, watched: Watched) -> None:
+    def _heard(self, process: Process, events: Sequence[object]) -> None:
+        """Whoever asks for votes and hears the leader of its own term follows it. (Raft 5.2)"""
+        core = process.core
+        for event in events:
+            if (
+                isinstance(event, MessageReceived)
+                and isinstance(event.message, AppendEntries | Heartbeat | InstallSnapshot)
+                and event.message.term == core.current_term
+                and self.leaders.get(core.current_term) == event.sender
+                and event.sender not in core.committed_configuration.removed
+                and not process.world.is_foreign(event.sender)
+            ):
+                raise Violation(
+                    "ELT", f"member {process.id} heard {event.sender}, the leader of its term {core.current_term}, and "
+                    "goes on asking for votes"
+                )  # fmt: skip
+
+    def _elected(self, process: Process, watched: Watched, in_force: tuple[Index, Configuration]) -> None:
         core = process.core
         term = core.current_term
         watched.led_term = term
         self.elections += 1
         if self.leaders.setdefault(term, process.id) != process.id:
             raise Violation("ES", f"members {self.leaders[term]} and {process.id} both lead in term {term}")
+        voted = self.ballots.get((term, process.id), set())
+        state = watched.disk.hard_state
+        if (state.term, state.vote) == (term, process.id):
+            voted = voted | {process.id}
+        configurations = [in_force[1], *(c for at, c in watched.log.configurations if at > in_force[0])]
+        if not any(quorum_holds(configuration, voted) for configuration in configurations):
+            raise Violation("ES", f"member {process.id} leads term {term} with the votes of {sorted(voted)} only")
         last = self.commit_max
         # Late votes may still elect a leader of a term that is over already: it can commit nothing.
         if self.committed[last] < term and not watched.log.holds(last, self.committed[last]):
@@ -343,6 +433,25 @@ class Oracle:
         newest, committed = watched.log.configuration, watched.log.configuration_at(core.commit_index)
         if not newest.is_voter(process.id) and not (committed is not None and committed.is_voter(process.id)):
             raise Violation("CFG", f"member {process.id} leads term {term} without being a voter")
+
+    def _counted(self, process: Process, watched: Watched, follower: NodeId, progress: Progress, before: Index) -> None:
+        """A leader counts a follower up to `match_index`: that is on the follower's disk. (Raft Fig. 2)"""
+        match = progress.match_index
+        if match < before:
+            raise Violation("MONO", f"leader {process.id} counted {follower} to {before}, now to {match}")
+        if progress.next_index <= match:
+            raise Violation("ORD", f"leader {process.id} counts {follower} to {match}; next is {progress.next_index}")
+        watched.matched[follower] = (progress, match)
+        other = self.watched.get(follower)
+        term = process.core.current_term
+        if not match or other is None or process.world.is_foreign(follower) or other.disk.hard_state.term != term:
+            return  # it has gone on to another term, where a later leader may have cut what it acknowledged
+        meant = self.committed[match] if match <= self.commit_max else watched.log.term(match)
+        if meant is not None and not (other.disk.holds(match, meant) and other.disk.last_index >= match):
+            raise Violation(
+                "COQ", f"leader {process.id} of term {term} counts {follower} to {meant}.{match}; durable there is "
+                f"{other.disk.term(match)}.{match} of {other.disk.last_index}"
+            )  # fmt: skip
 
     def _committed(self, process: Process, watched: Watched, commit: Index) -> None:
         """A member says that everything up to `commit` is committed."""
@@ -456,6 +565,8 @@ class Oracle:
                 self._promised(process.id, watched, term, process.id)
             case RequestVoteReply(granted=True, pre_vote=False, term=term):
                 self._promised(process.id, watched, term, to)
+            case AppendEntries(entries=entries):
+                self.sent_early += bool(entries) and entries[-1].index > disk.last_index
             case AppendEntriesReply(success=True, term=term, index=index):
                 # An acknowledgement that waited together with a later term's cut may name what is gone again.
                 synced = disk.hard_state.term
@@ -472,13 +583,13 @@ class Oracle:
                             f"member {process.id} acknowledged {meant}.{index}; durable is {disk.term(index)}.{index}",
                         )
 
-    @staticmethod
-    def _promised(node: NodeId, watched: Watched, term: Term, candidate: NodeId) -> None:
+    def _promised(self, node: NodeId, watched: Watched, term: Term, candidate: NodeId) -> None:
         state = watched.disk.hard_state
         if state.term < term or (state.term == term and state.vote != candidate):
             raise Violation("ES", f"member {node} let its vote for {candidate} in t{term} out; durable is {state}")
         if watched.vote_terms.setdefault(term, candidate) != candidate:
             raise Violation("ES", f"member {node} voted for {watched.vote_terms[term]} and {candidate} in t{term}")
+        self.ballots.setdefault((term, candidate), set()).add(node)
 
     # ------------------------------------------------------------------ clients
 

@@ -130,6 +130,7 @@ def statistics(world: World) -> dict[str, Any]:
         "recoveries": oracle.recoveries,
         "torn": oracle.torn,
         "cuts": oracle.cuts,
+        "sent_early": oracle.sent_early,
         "snapshots": len(oracle.digests),
         "configurations": oracle.configuration_index and 1,
         "removed": len(oracle.configuration.removed),

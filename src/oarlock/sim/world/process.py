@@ -82,6 +82,7 @@ class Process:
         self.wall_offset = 0
         self.cpu = world.swarm.cpu
         self.sync_factor = 1
+        self.sync_extra = 0  # ns on top of every sync
         self.member: Member | None = None
         self.machine: WorldMachine | None = None
         self.life = 0
@@ -128,6 +129,11 @@ class Process:
     def leads(self) -> bool:
         return self.member is not None and self.member.raft.is_leader
 
+    @property
+    def wants_turn(self) -> bool:
+        """Whether it has something to do and could do it now."""
+        return self._turn_due and self.member is not None and self.world.now >= self.paused_until
+
     # ------------------------------------------------------------------ life
 
     def start(self) -> None:
@@ -160,6 +166,10 @@ class Process:
             else:
                 raise Violation("WAL", f"member {self.id} cannot start: {error}") from error
             return
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation("CRASH", f"member {self.id} cannot start: {type(error).__name__}: {error}") from error
         self.disk.cut_at = None
         self._retries = 0
         draw = world.choices.stream("boot")
@@ -171,21 +181,24 @@ class Process:
         self.known = {}
         self.halted = ""
         self._mark = state.snapshot.index
-        self.member = Member(
-            world.raft_config(self.id),
-            hard_state=state.hard_state,
-            snapshot=state.snapshot,
-            entries=state.entries,
-            initial=self.initial,
-            incarnation=self.incarnation if swarm.incarnations else 0,
-            machine=machine,
-            boot=self.boot,
-            rng=Random(draw.draw(2**32)),
-            now=self.clock.read(world.now),
-            wall_clock=self._wall,
-            record=record,
-            limits=world.limits,
-        )
+        try:
+            self.member = Member(
+                world.raft_config(self.id),
+                hard_state=state.hard_state,
+                snapshot=state.snapshot,
+                entries=state.entries,
+                initial=self.initial,
+                incarnation=self.incarnation if swarm.incarnations else 0,
+                machine=machine,
+                boot=self.boot,
+                rng=Random(draw.draw(2**32)),
+                now=self.clock.read(world.now),
+                wall_clock=self._wall,
+                record=record,
+                limits=world.limits,
+            )
+        except Exception as error:
+            raise Violation("CRASH", f"member {self.id} does not start: {type(error).__name__}: {error}") from error
         world.note(self, "starts")
         world.oracle.started(self)
         self.wake()
@@ -237,6 +250,7 @@ class Process:
         self.disk.capacity_bytes = None
         self.faulty = False
         self.sync_factor = 1
+        self.sync_extra = 0
 
     def die(self, *, power: bool) -> None:
         """The process is gone; with `power`, so is what the disk had not made durable."""
@@ -295,7 +309,7 @@ class Process:
         """The disk failed: the member stops and tells everybody who waits, as the runtime does. It may start again."""
         if not self.faulty and not (self.rotten and isinstance(error, Corrupt)):
             raise Violation(
-                "CRASH", f"the disk of member {self.id} failed, and no fault was injected: {error}"
+                "STOP", f"the disk of member {self.id} failed, and no fault was injected: {error}"
             ) from error
         assert self.member is not None
         self.world.note(self, f"stops: {type(error).__name__}")
@@ -338,6 +352,9 @@ class Process:
         if world.now < self.paused_until:
             world.at(self.paused_until, self._turn, life)
             return
+        if world.outranked(self):
+            world.at(world.now + self.cpu, self._turn, life)
+            return
         self._turn_due = False
         events, self.inbox = self.inbox, []
         member = self.member
@@ -359,7 +376,7 @@ class Process:
         for effect in effects:
             if type(effect) is raft.Persist:
                 oracle.ordered(self, effect)
-        oracle.turn(self)
+        oracle.turn(self, events)
         world.turned(self, events, effects)
         if effects:
             swarm = world.swarm
@@ -447,7 +464,7 @@ class Process:
             if self.id not in world.oracle.configuration.removed:
                 raise Violation("CFG", f"member {self.id} halted as removed; the group has not removed it")
         elif not self.foreign:
-            raise Violation("CRASH", f"member {self.id} halted: {reason}")
+            raise Violation("STOP", f"member {self.id} halted: {reason}")
         self._answer([e for e in rest if isinstance(e, ev.Failed | ev.ReadsFailed)])
         self.halted = reason
         self._no_leak()
@@ -509,7 +526,7 @@ class Process:
         except AssertionError as error:
             raise Violation("ASSERT", f"the log of member {self.id}: {error}") from error
         draw = self.world.disk_times
-        duration = self.world.swarm.sync * self.sync_factor * (1 + draw.draw(8)) // 4
+        duration = self.world.swarm.sync * self.sync_factor * (1 + draw.draw(8)) // 4 + self.sync_extra
         self.world.at(self.world.now + duration, self._synced, self.life)
 
     def _synced(self, life: int) -> None:

@@ -20,11 +20,13 @@ CLASSES: tuple[str, ...] = (
     # processes
     "kill", "power", "crash_all", "crash_effect", "crash_recovery", "pause", "slow_cpu", "hint",
     # disks
-    "slow_disk", "sync_failure", "eio", "full", "rot", "wipe",
+    "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "misdirect",
     # clocks
     "drift", "wall", "freeze",
     # people and programs
-    "transfer", "members", "replace", "retry", "abandon", "big",
+    "transfer", "members", "replace", "retry", "abandon", "big", "hasty",
+    # the order of things
+    "priorities", "core",
 )  # fmt: skip
 """Every class of fault or of unruly use, as `off` and a replay file name them."""
 
@@ -47,6 +49,7 @@ class Swarm:
     drift_ppm: int
     message_bytes: int
     inflight: int
+    inflight_bytes: int
     uncommitted_bytes: int
     apply_bytes: int
     snapshot_entries: int
@@ -72,24 +75,28 @@ class Swarm:
     clients: int
     think: int  # mean pause of a client
     keys: int
+    turning_points: int  # turns at which the priorities of members change anew (0: there are none)
     interval: dict[str, int] = field(default_factory=dict)  # class -> mean time between two of its faults
 
 
 TIMED: tuple[str, ...] = (
     "partition", "bridge", "one_way", "flap", "clog", "reset", "strand", "kill", "power", "crash_all", "pause",
-    "slow_cpu", "hint", "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "drift", "wall", "freeze",
-    "transfer", "members", "replace",
+    "slow_cpu", "hint", "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "misdirect", "drift", "wall",
+    "freeze", "transfer", "members", "replace",
 )  # fmt: skip
 """The classes that strike now and then; the others colour everything."""
 
-_RARE = {"crash_all": 6, "rot": 4, "wipe": 10, "replace": 4, "power": 1, "hint": 2, "full": 2}
+_ONE_IN = {"priorities": 10, "core": 5}
+"""Classes that are not on in every second seed."""
+
+_RARE = {"crash_all": 6, "rot": 4, "misdirect": 4, "wipe": 10, "replace": 4, "power": 1, "hint": 2, "full": 2}
 
 
 def draw_swarm(choices: Choices, off: frozenset[str]) -> Swarm:
     """The world of this seed, without the classes in `off`."""
     draw = choices.stream("swarm")
     mood = draw.draw(100)
-    coins = [name for name in CLASSES if choices.stream(f"swarm/{name}").draw(2)]
+    coins = [name for name in CLASSES if choices.stream(f"swarm/{name}").draw(_ONE_IN.get(name, 2)) == 1]
     single = CLASSES[draw.draw(len(CLASSES))]
     strongest = 40 <= mood < 50
     if mood < 5:
@@ -129,6 +136,7 @@ def draw_swarm(choices: Choices, off: frozenset[str]) -> Swarm:
         drift_ppm=drift_ppm,
         message_bytes=draw.scaled(1, 4096) if draw.draw(2) else 1 << 20,
         inflight=draw.scaled(1, 64),
+        inflight_bytes=choices.stream("swarm/window").scaled(100, 4000) if choices.draw("swarm/window", 2) else 1 << 24,
         uncommitted_bytes=draw.scaled(64, 4096) if draw.draw(4) == 3 else 1 << 26,
         apply_bytes=draw.scaled(1, 2048) if draw.draw(2) else 1 << 22,
         snapshot_entries=1 if draw.draw(7) == 6 else draw.scaled(2, 50),
@@ -154,6 +162,7 @@ def draw_swarm(choices: Choices, off: frozenset[str]) -> Swarm:
         clients=draw.between(1, 4),
         think=draw.scaled(max(1, timeout // 8), timeout * 2),
         keys=draw.scaled(2, 16),
+        turning_points=3 + choices.draw("swarm/turning points", 3) if "priorities" in classes else 0,
     )
     power = choices.stream("swarm/power of faults")
 

@@ -159,6 +159,42 @@ class Client:
             self._waiting = None  # a command of a session stays in `_retry` and comes again
 
 
+class Persistent(Client):
+    """Waits for a write, then a read, at every member; asks again for what was refused (a queue may be full)."""
+
+    def __init__(self, client: Client) -> None:
+        self.world = client.world
+        self.left = 0
+        self._asked: dict[Op, tuple[Process, bytes]] = {}
+
+    def wait_for(self, process: Process, command: bytes) -> None:
+        self.left += 1
+        self._ask_again((process, command))
+
+    def _ask_again(self, what: tuple[Process, bytes]) -> None:
+        process, command = what
+        floor = self.world.oracle.acknowledged
+        op = Op(self, floor, 1, None if command else self.world.application.broad_question())
+        self._asked[op] = what
+        if command:
+            process.submit(op, [command])
+        else:
+            process.barrier(op)
+
+    def learned(self, result: object) -> None:
+        pass
+
+    def done(self, op: Op) -> None:
+        process, command = self._asked.pop(op)
+        if command:
+            self._ask_again((process, b""))
+        else:
+            self.left -= 1
+
+    def failed(self, op: Op, outcome: object) -> None:
+        self.world.later(self.world.swarm.timeout // 4, self._ask_again, self._asked.pop(op))
+
+
 class KvAsker:
     """Commands and reads of the key-value machine: everything it knows, on few keys."""
 
@@ -221,6 +257,9 @@ class KvAsker:
         compare = [kv.Compare(target, draw.draw(4), key, operand)]
         success: list[kv.Put | kv.DeleteRange | kv.Range | kv.Txn] = [kv.Put(key, self._value(), prev_kv=True)]
         success += [self._op() for _ in range(draw.draw(3))]
+        if draw.draw(4) == 3:  # a read of the past, which may be compacted: then nothing at all is executed
+            at = max(1, self.world.oracle.model.revision - draw.draw(8))
+            success.append(kv.Range(self._key(), b"k99", revision=at))
         failure: list[kv.Put | kv.DeleteRange | kv.Range | kv.Txn] = [kv.Range(key)]
         if depth < 2 and draw.draw(4) == 3:
             failure.append(self._txn(depth + 1))

@@ -18,7 +18,7 @@ from oarlock.node.replica import events as ev
 from oarlock.raft.config import RaftConfig
 from oarlock.raft.roles import Leader
 from oarlock.raft.types import Configuration, MemberInfo, MemberRole, NodeId
-from oarlock.sim.invariants import Violation, quorum_holds
+from oarlock.sim.invariants import Violation, majority_holds, quorum_holds
 from oarlock.sim.world.application import Application, KvApplication
 from oarlock.sim.world.choices import Choices, Edits
 from oarlock.sim.world.faults import Faults
@@ -26,15 +26,18 @@ from oarlock.sim.world.network import Network
 from oarlock.sim.world.oracle import Oracle
 from oarlock.sim.world.process import Process
 from oarlock.sim.world.swarm import draw_swarm
-from oarlock.sim.world.workload import Client, Op
+from oarlock.sim.world.trials import Trials
+from oarlock.sim.world.workload import Client, Persistent
 
 EVENTS: Final = 1200  # turns of the safety phase, unless told otherwise
 TRACE_KEPT: Final = 60
 SAFETY_TIMEOUTS: Final = 3000  # the safety phase ends after so many election timeouts, however little happened
 # Frozen bounds of liveness, in election timeouts after the heal.
+LEADER_TIMEOUTS: Final = 60  # with somebody in the lead; [T, 2T) is drawn, so 30 times the longest election timeout
 CONVERGE_TIMEOUTS: Final = 150
 SERVE_TIMEOUTS: Final = 60
 DRAIN_TIMEOUTS: Final = 40
+TURNS_MAX: Final = 150_000  # of one of these phases; a healthy one takes some hundreds
 
 
 class Stopped(Exception):
@@ -80,6 +83,11 @@ class World:
         self.network = Network(self)
         self.processes: dict[NodeId, Process] = {}
         swarm = self.swarm
+        self.rots = "rot" in swarm.classes or "misdirect" in swarm.classes
+        self._ranks: dict[NodeId, int] = {}
+        points = self.choices.stream("turning points")
+        self._turning_points = sorted((points.draw(max(1, events)) for _ in range(swarm.turning_points)), reverse=True)
+        self._led: dict[NodeId, int] = {}  # member -> the last term in which it was seen to lead
         self.limits = MemberLimits(
             request_timeout_ns=swarm.request_timeout,
             snapshot_entries=swarm.snapshot_entries,
@@ -90,6 +98,7 @@ class World:
         self._begin()
         self.clients = [Client(self, name) for name in range(1, swarm.clients + 1)]
         self.faults = Faults(self)
+        self.trials = Trials(self)
 
     def _begin(self) -> None:
         swarm = self.swarm
@@ -123,6 +132,7 @@ class World:
             commit_notice_ns=max(1, swarm.heartbeat // 8),
             message_bytes_max=swarm.message_bytes,
             inflight_messages_max=swarm.inflight,
+            inflight_bytes_max=swarm.inflight_bytes,
             uncommitted_bytes_max=swarm.uncommitted_bytes,
             apply_bytes_max=swarm.apply_bytes,
             tail_entries_max=swarm.tail_entries,
@@ -171,6 +181,13 @@ class World:
              log.last_applied, log.snapshot_index, len(effects), self.network.sent)
         )  # fmt: skip
         self.trace.append((self.now, self.turns, process.id, events, effects))
+        if core.is_leader and self._led.get(process.id) != core.current_term:
+            self._led[process.id] = core.current_term
+            self.faults.elected(process)
+        if self._turning_points and self.turns >= self._turning_points[-1]:
+            self._turning_points.pop()
+            ranks = self.choices.stream("ranks")
+            self._ranks = {node: ranks.draw(1 << 20) for node in sorted(self.processes)}
         if self.turns == self.stop_after:
             raise Stopped
 
@@ -187,6 +204,19 @@ class World:
         whole.update(repr(self.oracle.committed).encode())
         return whole.hexdigest()
 
+    def outranked(self, process: Process) -> bool:
+        """Whether another member that has something to do goes first. (probabilistic concurrency testing: strict
+        priorities, changed at a few random turns)"""
+        ranks = self._ranks
+        if not ranks:
+            return False
+        own = ranks.get(process.id, 0)
+        return any(
+            other.wants_turn and ranks.get(other.id, 0) > own
+            for other in self.processes.values()
+            if other is not process
+        )
+
     # ------------------------------------------------------------------ members
 
     def up(self) -> list[Process]:
@@ -196,11 +226,19 @@ class World:
         """Members whose disks are what they should be."""
         return {p.id for p in self.processes.values() if not p.broken and not p.rotten and not p.foreign}
 
+    def is_foreign(self, node: NodeId) -> bool:
+        """Whether this member's disk was replaced under its name: the others must not hear it."""
+        process = self.processes.get(node)
+        return process is not None and process.foreign
+
     def can_lose(self, node: NodeId) -> bool:
         """Whether every configuration that anybody may act on has a quorum without this member, rot and loss counted.
 
         A majority of a group's disks must stay intact, or no protocol could keep its promises (the fault atlas).
         """
+        newest = self.oracle.configuration
+        if node not in newest.ids and node not in newest.removed:
+            return False  # a newcomer, who may get a vote later
         left = self.well() - {node}
         full = {n for n in left if not self.processes[n].witness}
         configurations = [c for watched in self.oracle.watched.values() for _, c in watched.log.configurations]
@@ -209,6 +247,8 @@ class World:
                 continue  # of a newcomer, who was not told yet
             if not quorum_holds(configuration, left):
                 return False
+            if not majority_holds(frozenset(configuration.ids), left):
+                return False  # learners may get a vote later
             if configuration.witnesses or not full & configuration.voters:
                 return False  # a witness may hold what nobody else does any more, and its vote may then be missed
         return True
@@ -252,6 +292,7 @@ class World:
             self._converge("after the heal")
             self._serve()
             self._drain()
+            self._trial()
             self._cold_restart()
             self._scan()
             self.phase = "done"
@@ -268,6 +309,8 @@ class World:
         self.phase = "heal"
         self.healed = True
         self.network.heal()
+        self._ranks, self._turning_points = {}, []
+        self._leave_for_dead()
         for client in self.clients:
             client.stopped = True
         for process in list(self.processes.values()):
@@ -280,6 +323,17 @@ class World:
             elif not process.halted:
                 process.start()
 
+    def _leave_for_dead(self) -> None:
+        """In some seeds only a core of the group comes back; what is left of each voting set is a quorum."""
+        if "core" not in self.swarm.classes:
+            return
+        draw = self.choices.stream("core")
+        for process in list(self.processes.values()):
+            if draw.draw(2) and not process.broken and self.can_lose(process.id):
+                process.die(power=False)
+                process.broken = "left for dead at the heal"
+                self.note(process, process.broken)
+
     def _hopeless(self) -> bool:
         """Whether rot and losses left a configuration without a quorum: then stopping is all that can be asked for."""
         left = self.well()
@@ -290,19 +344,20 @@ class World:
                     return True
         return not quorum_holds(self.oracle.configuration, left)
 
-    def _members(self) -> list[Process]:
+    def members(self) -> list[Process]:
         """Those of the committed configuration that can take part."""
         well = self.well()
         return [self.processes[n] for n in self.oracle.configuration.ids if n in well and n in self.processes]
 
-    def _leader(self) -> Process | None:
+    def leader(self) -> Process | None:
+        """Whoever leads in the highest term."""
         leaders = [p for p in self.up() if p.leads]
         return max(leaders, key=lambda p: p.core.current_term, default=None)
 
     def _settled(self) -> bool:
-        leader = self._leader()
-        if leader is None:
-            return False
+        leader = self.leader()
+        if leader is None or not self.oracle.configuration.is_voter(leader.id):
+            return False  # one that the group has removed does not count
         core = leader.core
         commit = core.commit_index
         if commit != core.log.last_index or commit != self.oracle.commit_max:
@@ -313,47 +368,57 @@ class World:
             return False
         return all(
             p.member is not None and p.member.applied_index == commit and p.core.leader_id == leader.id
-            for p in self._members()
+            for p in self.members()
         )
 
     def _converge(self, when: str) -> None:
         self.phase = "converge"
-        deadline = self.now + CONVERGE_TIMEOUTS * self.swarm.timeout
+        began = self.now
+        deadline = began + CONVERGE_TIMEOUTS * self.swarm.timeout
+        last_turn = self.turns + TURNS_MAX
+        led = False
         step = self.now
-        while not self._advance(self._settled, min(deadline, step), 1 << 40):
-            if self.now >= deadline or step >= deadline:
+        while not self._advance(self._settled, min(deadline, step), last_turn - self.turns):
+            led = led or self.leader() is not None
+            if not led and step >= began + LEADER_TIMEOUTS * self.swarm.timeout:
+                raise Violation("LIVE", f"nobody leads {LEADER_TIMEOUTS} election timeouts {when}: {self.picture()}")
+            if step >= deadline or self.turns >= last_turn:
                 raise Violation(
                     "LIVE", f"no convergence within {CONVERGE_TIMEOUTS} election timeouts {when}: {self.picture()}"
                 )
             step += self.swarm.timeout
-            for process in self._members():  # what a supervisor does
+            for process in self.members():  # what a supervisor does
                 if process.member is None and not process.broken:
                     process.start()
-            leader = self._leader()
+            leader = self.leader()
             if leader is not None and leader.core.configuration.joint and not leader.core.configuration.auto_leave:
                 leader.change(())  # an operator finishes what was begun
+
+    def _highest_term(self) -> int:
+        """Of the members of the committed configuration; what a removed one thinks does not matter."""
+        return max((p.core.current_term for p in self.members() if p.up), default=0)
 
     def _serve(self) -> None:
         """Every member takes a write and a linearizable read, and answers."""
         self.phase = "serve"
         client = self.clients[0]
         oracle = self.oracle
-        term = max(p.core.current_term for p in self.up())
-        served = _Served(client)
+        term = self._highest_term()
+        served = Persistent(client)
         for turn in range(2):
-            for process in self._members():
+            for process in self.members():
                 if process.witness:
                     continue
                 served.wait_for(process, self.application.serving(turn, process.id))
             deadline = self.now + SERVE_TIMEOUTS * self.swarm.timeout
-            if not self._advance(lambda: served.left == 0, deadline, 1 << 40):
+            if not self._advance(lambda: served.left == 0, deadline, TURNS_MAX):
                 raise Violation(
                     "LIVE",
                     f"writes and reads without an answer in {SERVE_TIMEOUTS} election timeouts: {self.picture()}",
                 )
-        grown = max(p.core.current_term for p in self.up()) - term
+        grown = self._highest_term() - term
         priorities = {info.priority for info in oracle.configuration.members}
-        if grown and len(priorities) == 1 and self._members() and len(self._members()) == len(self.up()):
+        if grown and len(priorities) == 1 and self.members():
             raise Violation("ELT", f"the term grew by {grown} in a healthy group: {self.picture()}")
 
     def _drain(self) -> None:
@@ -362,18 +427,30 @@ class World:
         deadline = self.now + DRAIN_TIMEOUTS * self.swarm.timeout + 2 * self.swarm.request_timeout
         quiet = lambda: all(  # noqa: E731 - a predicate of two lines
             not p.outstanding and not p.reads and not p.tokens and p.member is not None and not p.member.pending_count
-            for p in self._members()
+            for p in self.members()
         )
-        if not self._advance(quiet, deadline, 1 << 40):
-            left = {p.id: (len(p.outstanding), len(p.reads), p.tokens) for p in self._members()}
+        if not self._advance(quiet, deadline, TURNS_MAX):
+            left = {p.id: (len(p.outstanding), len(p.reads), p.tokens) for p in self.members()}
             raise Violation("LEAK", f"without an answer (commands, reads, operators): {left}")
+
+    def advance(self, until: Callable[[], bool], timeouts: int) -> bool:
+        """Let so many election timeouts pass, at most until `until`. Whether that came."""
+        return self._advance(until, self.now + timeouts * self.swarm.timeout, TURNS_MAX)
+
+    def _trial(self) -> None:
+        """One of the things that a healthy group must be able to do; then everybody is told again."""
+        self.phase = f"trial {self.trials.kind}"
+        self.trials.run()
+        if self.trials.ran:
+            self._converge("after a trial")
+            self._drain()
 
     def _cold_restart(self) -> None:
         """All members lose power at once and come back from what their disks hold."""
         self.phase = "cold restart"
         for process in self.up():
             process.die(power=True)
-        for process in self._members():
+        for process in self.members():
             process.start()
         self._converge("after a cold restart")
 
@@ -384,7 +461,7 @@ class World:
         application = self.application
         everything = application.everything()
         captures: dict[int, tuple[bytes, NodeId]] = {}
-        for process in self._members():
+        for process in self.members():
             machine = process.machine
             if machine is None:
                 continue
@@ -430,39 +507,3 @@ class World:
 
 
 _NOTHING: Final = object()
-
-
-class _Served(Client):
-    """Waits for a write, then a read, at every member; asks again for what was refused (a queue may be full)."""
-
-    def __init__(self, client: Client) -> None:
-        self.world = client.world
-        self.left = 0
-        self._asked: dict[Op, tuple[Process, bytes]] = {}
-
-    def wait_for(self, process: Process, command: bytes) -> None:
-        self.left += 1
-        self._ask_again((process, command))
-
-    def _ask_again(self, what: tuple[Process, bytes]) -> None:
-        process, command = what
-        floor = self.world.oracle.acknowledged
-        op = Op(self, floor, 1, None if command else self.world.application.broad_question())
-        self._asked[op] = what
-        if command:
-            process.submit(op, [command])
-        else:
-            process.barrier(op)
-
-    def learned(self, result: object) -> None:
-        pass
-
-    def done(self, op: Op) -> None:
-        process, command = self._asked.pop(op)
-        if command:
-            self._ask_again((process, b""))
-        else:
-            self.left -= 1
-
-    def failed(self, op: Op, outcome: object) -> None:
-        self.world.later(self.world.swarm.timeout // 4, self._ask_again, self._asked.pop(op))

@@ -1,0 +1,259 @@
+"""How calls on a program's object become proposals and reads of the node that holds it, and their answers results."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from oarlock.errors import DeadlineExceeded, Outcome, RaftError, Rejected
+from oarlock.machines.objects.declare import AnyCommand, AnyQuery, Consistency, bounded, check_consistency
+from oarlock.machines.objects.machine import CommandError, ObjectMachine
+from oarlock.node.replica.sessions import WINDOW_MAX, SessionExpired, SessionOpened, in_session, open_session
+from oarlock.node.runtime import Node
+
+_IMMUTABLE: Final = frozenset({type(None), bool, int, float, str, bytes})
+RETRY_PAUSE_S: Final = 0.05
+
+
+class Calls:
+    """The `Binding` of an asyncio node. Everything on the loop's thread."""
+
+    def __init__(
+        self, node: Node, machine: ObjectMachine, loop: asyncio.AbstractEventLoop, thread: int, lease_reads: bool
+    ) -> None:
+        self.node = node
+        self.machine = machine
+        self._loop = loop
+        self._thread = thread
+        self._lease_reads = lease_reads
+        self._session: Session | None = None
+        self._in_step_at = float("-inf")
+        """When the last read began after which this member was known to be in step."""
+
+    def here(self) -> bool:
+        return threading.get_ident() == self._thread
+
+    async def aclose(self) -> None:
+        if self._session is not None:
+            await self._session.aclose()
+
+    # -- commands
+
+    def call_command(
+        self, path: str, declared: AnyCommand, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, retry_safe: bool,
+    ) -> asyncio.Future[Any] | Coroutine[Any, Any, Any]:  # fmt: skip
+        command = self.machine.encode_call(path, declared, args, kwargs)
+        if retry_safe:
+            return self._limited(self._once(command), timeout, declared.name)
+        future = self._propose(command)
+        return future if timeout is None else self._limited(future, timeout, declared.name)
+
+    def _propose(self, command: bytes, enveloped: bool = False) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        decode = self.machine.decode_outcome
+
+        def done(result: object) -> None:
+            if future.done():
+                return
+            if type(result) is bytes:
+                try:
+                    future.set_result(decode(result))
+                except StopIteration as error:  # a future cannot carry it
+                    future.set_exception(CommandError("StopIteration", str(error)))
+                except Exception as error:  # what the command raised is raised at its caller
+                    future.set_exception(error)
+            elif isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        try:
+            self.node.propose(command, done, enveloped=enveloped)
+        except RaftError as error:
+            future.set_exception(error)
+        return future
+
+    async def _limited(self, call: asyncio.Future[Any] | Coroutine[Any, Any, Any], timeout: float | None,
+                       name: str) -> Any:  # fmt: skip
+        try:
+            async with asyncio.timeout(timeout):
+                return await call
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{name} has had no answer within {timeout:g} s; it may have been executed, or may still be"
+            ) from None
+
+    async def _once(self, command: bytes) -> Any:
+        """Send a command until its answer is known. The session's number makes sure that it is executed once."""
+        if self._session is None:
+            self._session = Session(self)
+        session = self._session
+        async with session.place() as place:
+            unknown: RaftError | None = None
+            while True:
+                number = await session.open()
+                try:
+                    return await self._propose(in_session(number, place.sequence, session.lowest, command), True)
+                except SessionExpired as error:
+                    session.expired(number)
+                    if unknown is not None:
+                        raise unknown from error  # what an earlier attempt did is not known any more
+                    place.renew()
+                except RaftError as error:
+                    if isinstance(error, Rejected | CommandError) or error.outcome is Outcome.EXECUTED:
+                        raise
+                    if error.outcome is Outcome.UNKNOWN:
+                        unknown = error
+                    await asyncio.sleep(RETRY_PAUSE_S)
+
+    # -- queries
+
+    def call_query(
+        self, target: object, declared: AnyQuery, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, consistency: Consistency | bounded,
+    ) -> asyncio.Future[Any] | Coroutine[Any, Any, Any]:  # fmt: skip
+        check_consistency(consistency)
+        if consistency == "lease" and not self._lease_reads:
+            raise ValueError('consistency="lease" needs nodes that were made with lease_reads=True, all of them')
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def look() -> None:
+            if future.done():
+                return
+            try:
+                future.set_result(_own_copy(declared.function(target, *args, **kwargs)))
+            except StopIteration as error:
+                future.set_exception(CommandError("StopIteration", str(error)))
+            except Exception as error:  # what the query raised is raised at its caller
+                future.set_exception(error)
+
+        asked_at = self._loop.time()
+        recent = isinstance(consistency, bounded) and asked_at - self._in_step_at <= consistency.max_age
+        if consistency == "local" or recent:
+            look()
+        else:
+            self._barrier(future, look, asked_at)
+        return future if timeout is None else self._limited(future, timeout, declared.name)
+
+    def _barrier(self, future: asyncio.Future[Any], look: Callable[[], None], asked_at: float) -> None:
+        def done(error: RaftError | None) -> None:
+            if error is None:
+                self._in_step_at = max(self._in_step_at, asked_at)
+                look()
+            elif not future.done():
+                future.set_exception(error)
+
+        try:
+            self.node.read_barrier(done)
+        except RaftError as error:
+            future.set_exception(error)
+
+
+def _own_copy(value: Any) -> Any:
+    """A result that does not share anything with the state."""
+    return value if type(value) in _IMMUTABLE else copy.deepcopy(value)
+
+
+class Session:
+    """The client session of one node (diss. 6.3): opened when it is first needed, opened again when it has expired."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._number = 0
+        self._opening: asyncio.Task[int] | None = None
+        self._next = 1
+        self._outstanding: dict[int, None] = {}  # ascending
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def place(self) -> Place:
+        return Place(self)
+
+    @property
+    def lowest(self) -> int:
+        return next(iter(self._outstanding), self._next)
+
+    async def open(self) -> int:
+        """The session's number. Concurrent callers share one opening."""
+        if self._number:
+            return self._number
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open(), name="oarlock session")
+        opening = self._opening
+        try:
+            return await asyncio.shield(opening)
+        finally:
+            if opening.done() and self._opening is opening:
+                self._opening = None
+
+    async def _open(self) -> int:
+        nonce = secrets.randbits(63)
+        while True:
+            try:
+                opened = await self._calls._propose(open_session(nonce), True)
+            except RaftError as error:
+                if error.outcome is Outcome.EXECUTED:
+                    raise
+                await asyncio.sleep(RETRY_PAUSE_S)
+                continue
+            assert isinstance(opened, SessionOpened)
+            self._number = opened.session
+            return self._number
+
+    async def take(self) -> int:
+        """The next sequence number, once it is within the window of the oldest that still waits."""
+        while self._next - self.lowest >= WINDOW_MAX:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            await turn
+        return self.take_nowait()
+
+    def take_nowait(self) -> int:
+        sequence = self._next
+        self._next += 1
+        self._outstanding[sequence] = None
+        return sequence
+
+    def give_back(self, sequence: int) -> None:
+        """The answer of a command is known, or nobody waits for it any more."""
+        self._outstanding.pop(sequence, None)
+        while self._waiting and self._next - self.lowest < WINDOW_MAX:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    async def aclose(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+
+    def expired(self, number: int) -> None:
+        """A session is gone: the next command opens another. Sequence numbers go on."""
+        if self._number == number:
+            self._number = 0
+
+
+class Place:
+    """One sequence number of a session, for as long as its answer is waited for."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.sequence = 0
+
+    async def __aenter__(self) -> Place:
+        self.sequence = await self._session.take()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._session.give_back(self.sequence)
+
+    def renew(self) -> None:
+        """Under a new session: take the next number, the old one was never executed."""
+        self._session.give_back(self.sequence)
+        self.sequence = self._session.take_nowait()

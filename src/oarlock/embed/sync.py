@@ -1,0 +1,256 @@
+"""The face for threads: the same `Node` behind blocking calls. Its event loop runs in one daemon thread of its own.
+
+Calls may come from any number of threads; those that arrive together travel together. Ctrl-C interrupts a waiting call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar
+
+from oarlock.embed.calls import Calls
+from oarlock.embed.node import CLUSTER, NodeStatus
+from oarlock.embed.node import Node as AsyncNode
+from oarlock.errors import DeadlineExceeded, RaftError
+from oarlock.machines.objects.declare import AnyCommand, AnyQuery, Consistency, bounded
+from oarlock.transport.tls import PeerTls
+
+M = TypeVar("M")
+T = TypeVar("T")
+
+START_TIMEOUT_S: Final = 60.0
+_NOTHING: Final = object()
+
+
+class _Waiter:
+    """A caller that waits for one answer. The lock is held until there is one: the cheapest one-shot event there is."""
+
+    __slots__ = ("lock", "result")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        self.result: object = _NOTHING
+
+    def done(self, result: object) -> None:
+        if self.result is _NOTHING:
+            self.result = result
+            self.lock.release()
+
+    def wait(self, timeout: float | None, name: str) -> object:
+        if not self.lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise DeadlineExceeded(
+                f"{name} has had no answer within {timeout:g} s; it may have been executed, or may still be"
+            )
+        return self.result
+
+
+class SyncCalls:
+    """The `Binding` of a node for threads."""
+
+    def __init__(self, calls: Calls, loop: asyncio.AbstractEventLoop, check: Callable[[], None]) -> None:
+        self._calls = calls
+        self._loop = loop
+        self._check = check
+        self._queue: deque[tuple[bytes, _Waiter]] = deque()
+        self._woken = False
+
+    def here(self) -> bool:
+        return self._calls.here()
+
+    def call_command(
+        self, path: str, declared: AnyCommand, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, retry_safe: bool,
+    ) -> Any:  # fmt: skip
+        self._check()
+        if retry_safe:
+            return self._await(lambda: self._calls.call_command(path, declared, args, kwargs, timeout, retry_safe))
+        machine = self._calls.machine
+        command = machine.encode_call(path, declared, args, kwargs)
+        waiter = _Waiter()
+        self._queue.append((command, waiter))
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._drain)
+        result = waiter.wait(timeout, declared.name)
+        if isinstance(result, BaseException):
+            raise result
+        assert isinstance(result, bytes)
+        return machine.decode_outcome(result)
+
+    def _drain(self) -> None:
+        """On the loop's thread: propose everything that threads have asked for since the last time."""
+        self._woken = False
+        queue = self._queue
+        propose = self._calls.node.propose
+        while queue:
+            command, waiter = queue.popleft()
+            try:
+                propose(command, waiter.done)
+            except RaftError as error:
+                waiter.done(error)
+
+    def call_query(
+        self, target: object, declared: AnyQuery, args: tuple[Any, ...], kwargs: dict[str, Any],
+        timeout: float | None, consistency: Consistency | bounded,
+    ) -> Any:  # fmt: skip
+        self._check()
+        return self._await(lambda: self._calls.call_query(target, declared, args, kwargs, timeout, consistency))
+
+    def _await(self, make: Callable[[], asyncio.Future[Any] | Coroutine[Any, Any, Any]]) -> Any:
+        async def run() -> Any:
+            return await make()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+
+class Node(Generic[M]):
+    """`oarlock.Node` for programs without an event loop: the same arguments, with `with` in place of `async with`.
+
+        with Node(Counter(), "n1", peers=PEERS, data_dir="n1") as node:
+            node.machine.add(5)
+
+    Declare the class with `command` and `query` of `oarlock.sync`, whose calls give results and no awaitables.
+    """
+
+    def __init__(
+        self,
+        machine: M,
+        name: str = "n1",
+        *,
+        peers: Mapping[str, str] | None = None,
+        data_dir: str | os.PathLike[str],
+        listen: str = "",
+        cluster: str = CLUSTER,
+        heartbeat: float = 0.1,
+        election_timeout: float = 1.0,
+        lease_reads: bool = False,
+        development: bool = False,
+        timeout: float = 5.0,
+        snapshot_entries: int = 10_000,
+        tls: PeerTls | None = None,
+    ) -> None:
+        self.machine = machine
+        self.name = name
+        self._pid = os.getpid()
+        self._node = AsyncNode(
+            machine, name, peers=peers, data_dir=data_dir, listen=listen, cluster=cluster, heartbeat=heartbeat,
+            election_timeout=election_timeout, lease_reads=lease_reads, development=development, timeout=timeout,
+            snapshot_entries=snapshot_entries, tls=tls,
+        )  # fmt: skip
+        self._node.call_through(self._bind)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def _bind(self, calls: Calls) -> SyncCalls:
+        assert self._loop is not None
+        return SyncCalls(calls, self._loop, self._check_caller)
+
+    # -- life
+
+    def start(self) -> Self:
+        """See `oarlock.Node.start`."""
+        self._check_caller()
+        if self._thread is not None:
+            raise RuntimeError(f"node {self.name!r} was started before: make a new one")
+        started = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._run, args=(self._loop, started), name=f"oarlock {self.name}", daemon=True
+        )
+        self._thread.start()
+        started.wait(START_TIMEOUT_S)
+        try:
+            self._on_loop(self._node.start())
+        except BaseException:
+            self._end_thread()
+            raise
+        return self
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
+        asyncio.set_event_loop(loop)
+        loop.call_soon(started.set)
+        try:
+            loop.run_forever()
+        finally:
+            loop.close()
+
+    def close(self, *, timeout: float = 10.0) -> None:
+        """See `oarlock.Node.aclose`. The thread has ended when this returns."""
+        if self._thread is None or self._pid != os.getpid():
+            return
+        try:
+            if self._thread.is_alive():
+                self._on_loop(self._node.aclose(timeout=timeout))
+        finally:
+            self._end_thread()
+
+    def _end_thread(self) -> None:
+        loop, thread = self._loop, self._thread
+        assert loop is not None and thread is not None
+        if thread.is_alive():
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        assert self._loop is not None
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def _check_caller(self) -> None:
+        """Raises `RuntimeError` where a blocking call would block an event loop, or never end."""
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                f"node {self.name!r} was started before this process was forked: start nodes after the fork"
+            )
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                "a blocking call inside a running event loop would stop it: use oarlock.Node and await there, or call "
+                "from a thread (asyncio.to_thread)"
+            )
+
+    # -- looking and changing: as on `oarlock.Node`
+
+    def ready(self, timeout: float | None = None) -> None:
+        self._check_caller()
+        self._on_loop(self._node.ready(timeout))
+
+    @property
+    def is_leader(self) -> bool:
+        return self._node.is_leader
+
+    @property
+    def leader(self) -> str:
+        return self._node.leader
+
+    def status(self) -> NodeStatus:
+        async def status() -> NodeStatus:
+            return self._node.status()
+
+        self._check_caller()
+        return self._on_loop(status())
+
+    def transfer(self, name: str = "") -> None:
+        self._check_caller()
+        self._on_loop(self._node.transfer(name))
+
+    def __repr__(self) -> str:
+        return repr(self._node)

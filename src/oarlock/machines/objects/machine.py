@@ -1,0 +1,509 @@
+"""A user's own object as a replicated state machine.
+
+A command in the log is the encoding of `[path and name, arguments]`; the names are those of the class, so the order of
+its methods does not matter. Each result is bytes: what the method returned, or what it raised, which is a result like
+any other, alike on every member. The state is the object's `__dict__`, unless it has methods `snapshot` and `restore`.
+
+Names that begin with `$` are ours: they carry which code version each member runs (`$announce`) and which one all of
+them have reached (`$activate`).
+"""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from oarlock.errors import RaftError, Rejected
+from oarlock.machines.base import Context
+from oarlock.machines.objects.declare import BINDING, Attached, Binding, Command, Query
+from oarlock.machines.objects.values import Codec, MirroredSet, Registry, Undecodable, Unencodable, is_value_class
+from oarlock.machines.volatile import VolatileMachine
+
+ANNOUNCE: Final = "$announce"
+ACTIVATE: Final = "$activate"
+STATE_FORMAT: Final = 1
+PARTS_DEPTH_MAX: Final = 8
+
+RETURNED, RAISED, REFUSED = b"\0", b"\1", b"\2"
+"""The first byte of a result: the encoded value; `[class, arguments, text]` of an exception; `[reason, text]`."""
+
+
+class CommandError(RaftError):
+    """A command raised an exception that this program cannot build again. `type_name` and the text say what it was."""
+
+    def __init__(self, type_name: str, text: str) -> None:
+        super().__init__(f"{type_name}: {text}")
+        self.type_name = type_name
+
+    outcome = Rejected.outcome
+
+
+class NotDeterministic(AssertionError):
+    """A command did not do the same on a second copy of the same state. This member must not go on."""
+
+
+class CodeTooOld(RuntimeError):
+    """The group uses commands of a newer version of this program's class. Start a newer version of the program."""
+
+
+@dataclass(slots=True)
+class ApplyContext:
+    """Where in the log the running command stands. The only time and the only chance that a command may use."""
+
+    index: int
+    term: int
+    time_ns: int
+    position: int = 0
+    """Of the command within its log entry."""
+
+    @property
+    def time(self) -> float:
+        """Seconds since 1970 by the clock of the leader that took the command; never goes back."""
+        return self.time_ns / 1e9
+
+    @property
+    def seed(self) -> int:
+        """A number of 64 bits that is another one for every command and the same on every member: for
+        `random.Random(self.context.seed)`."""
+        x = (self.index << 20 | self.position) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        return x ^ x >> 31
+
+
+class StateMachine:
+    """An optional base for machines: gives the commands `self.context`, and says the class's `code_version`."""
+
+    code_version: typing.ClassVar[int] = 1
+    """Raise it whenever a program with new commands is rolled out. See `command(since=...)`."""
+
+    @property
+    def context(self) -> ApplyContext:
+        """Time, place in the log and a seed for chance, while a command runs."""
+        found = getattr(self, BINDING, None)
+        context = found.machine.context if isinstance(found, Attached) else None
+        if not isinstance(context, ApplyContext):
+            raise RuntimeError("self.context exists only while a command runs on a machine")
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One command of a machine: the object that it belongs to, and its implementations by code version."""
+
+    target: object
+    name: str
+    versions: tuple[tuple[int, Callable[..., Any]], ...]  # ascending
+
+
+class Spec:
+    """What a machine object offers: its commands and those of its parts. Raises for a class that cannot be used."""
+
+    def __init__(self, root: object) -> None:
+        self.root = root
+        self.code_version = getattr(type(root), "code_version", 1)
+        self.entries: dict[str, Entry] = {}
+        self.parts: list[tuple[str, object]] = []
+        classes: dict[type, None] = {}
+        self._collect(root, "", classes, 0)
+        if not any(not name.startswith("$") for name in self.entries) and not self.parts[1:]:
+            raise TypeError(f"{type(root).__qualname__} has no @command: there is nothing to replicate")
+        self.registry = Registry(_value_classes(classes))
+        self.exceptions = _exceptions(classes)
+        self.codec = Codec(self.registry)
+
+    def _collect(self, target: object, path: str, classes: dict[type, None], depth: int) -> None:
+        cls = type(target)
+        if depth > PARTS_DEPTH_MAX:
+            raise TypeError(f"the parts of {type(self.root).__qualname__} contain each other")
+        if not hasattr(target, "__dict__"):
+            raise TypeError(f"{cls.__qualname__} has __slots__ and no __dict__: a node cannot hold it; leave slots out")
+        self.parts.append((path, target))
+        classes[cls] = None
+        commands = {name: each for name, each in inspect.getmembers_static(cls) if isinstance(each, Command)}
+        for name, declared in sorted(commands.items()):
+            if declared.since > self.code_version:
+                raise TypeError(
+                    f"{cls.__qualname__}.{name} is there since code version {declared.since}, but the code_version of "
+                    f"{type(self.root).__qualname__} is {self.code_version}: raise it"
+                )
+            later = sorted((other.since, other.function) for other in commands.values() if other.instead_of == name)
+            if declared.instead_of and declared.instead_of not in commands:
+                raise TypeError(f"{cls.__qualname__}.{name} stands in for {declared.instead_of!r}, which is no command")
+            versions = [(declared.since, declared.function), *later]
+            if len({since for since, _ in versions}) != len(versions):
+                raise TypeError(f"{cls.__qualname__}.{name} has two implementations for one code version")
+            self.entries[path + name] = Entry(target, name, tuple(versions))
+        for name, part in vars(target).items():
+            if name != BINDING and has_commands(part):
+                self._collect(part, f"{path}{name}.", classes, depth + 1)
+
+    def state_of(self, target: object) -> dict[str, Any]:
+        """The attributes of a part that are its own state."""
+        return {name: value for name, value in vars(target).items() if name != BINDING and not has_commands(value)}
+
+
+def has_commands(value: object) -> bool:
+    """Whether an object is a machine of its own."""
+    return any(isinstance(each, Command | Query) for cls in type(value).__mro__ for each in vars(cls).values())
+
+
+def _value_classes(machines: Iterable[type]) -> list[type]:
+    """The value classes that machines name in annotations, or that stand in their modules."""
+    found: dict[type, None] = {}
+
+    def visit(hint: object) -> None:
+        if isinstance(hint, type) and is_value_class(hint):
+            if hint in found:
+                return
+            found[hint] = None
+            for inner in _hints(hint).values():
+                visit(inner)
+        for argument in typing.get_args(hint):
+            visit(argument)
+
+    for machine in machines:
+        for cls in machine.__mro__:
+            for hint in _hints(cls).values():
+                visit(hint)
+            for each in vars(cls).values():
+                if isinstance(each, Command | Query):
+                    for hint in _hints(each.function).values():
+                        visit(hint)
+        module = sys.modules.get(machine.__module__)
+        for value in list(vars(module).values()) if module is not None else []:
+            if is_value_class(value) and value.__module__ == machine.__module__ and not has_commands_class(value):
+                visit(value)
+    return list(found)
+
+
+def has_commands_class(cls: type) -> bool:
+    return any(isinstance(each, Command | Query) for base in cls.__mro__ for each in vars(base).values())
+
+
+def _hints(of: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(of)
+    except (NameError, TypeError, AttributeError):
+        return {}  # a name that exists for type checkers only: what it stands for has to be found in the module
+
+
+def _exceptions(machines: Iterable[type]) -> dict[str, type[BaseException]]:
+    """The exceptions that may be raised again by name: the builtin ones, ours, and those of the machines' modules."""
+    found: dict[str, type[BaseException]] = {
+        name: value
+        for name, value in vars(builtins).items()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
+    for machine in machines:
+        module = sys.modules.get(machine.__module__)
+        for value in list(vars(module).values()) if module is not None else []:
+            if isinstance(value, type) and issubclass(value, Exception):
+                found.setdefault(value.__qualname__, value)
+    return found
+
+
+class ObjectMachine(VolatileMachine):
+    """`root` and its parts as one machine. With `check`, every command also runs on a second copy, which must end in
+    the same state with the same result (`NotDeterministic` otherwise): twice the work, for development."""
+
+    def __init__(self, root: object, *, check: bool = False) -> None:
+        super().__init__()
+        self.spec = Spec(root)
+        self.codec = self.spec.codec
+        self.active_version = 1
+        self.announced: dict[str, int] = {}
+        """Which code version each member last said that it runs."""
+
+        self.context: ApplyContext | None = None
+        self.on_announced: Callable[[], object] | None = None
+        self._entries = self.spec.entries
+        self._at = 0
+        self._position = 0
+        self._custom = [hasattr(part, "snapshot") and hasattr(part, "restore") for _, part in self.spec.parts]
+        self._shadow: ObjectMachine | None = None
+        self._check = check
+        for _, part in self.spec.parts:
+            if BINDING in vars(part):
+                raise RuntimeError(
+                    f"this {type(part).__qualname__} belongs to a node already: make another one for a second node"
+                )
+        self._dump_checked()
+        for path, part in self.spec.parts:
+            vars(part)[BINDING] = Attached(self, path)
+
+    def bind(self, binding: Binding) -> None:
+        """Let the calls on the object and its parts go through `binding`."""
+        for _, part in self.spec.parts:
+            vars(part)[BINDING].binding = binding
+
+    def unbind(self) -> None:
+        """From now on the objects belong to no machine."""
+        for _, part in self.spec.parts:
+            vars(part).pop(BINDING, None)
+
+    # -- commands
+
+    def encode_call(self, path: str, declared: Command[Any, ..., Any], args: tuple[Any, ...],
+                    kwargs: dict[str, Any]) -> bytes:  # fmt: skip
+        """A command for the log. Raises `TypeError` for arguments that do not fit the method's signature, and
+        `Unencodable`."""
+        if kwargs:
+            bound = inspect.signature(declared.function).bind(None, *args, **kwargs)
+            args, kwargs = bound.args[1:], bound.kwargs
+        content = [path + declared.name, list(args), kwargs] if kwargs else [path + declared.name, list(args)]
+        try:
+            return self.codec.encode(content)
+        except Unencodable:
+            pass
+        names = list(inspect.signature(declared.function).parameters.values())[1:]
+        for place, value in enumerate(args):
+            last = names[min(place, len(names) - 1)] if names else None
+            self.codec.encode(value, f"the argument {(last.name if last else place)!r} of {declared.name}")
+        for name, value in kwargs.items():
+            self.codec.encode(value, f"the argument {name!r} of {declared.name}")
+        raise AssertionError("each argument can be encoded, and all together cannot")
+
+    def command(self, context: Context, command: bytes) -> bytes:
+        if self._at != context.index:
+            self._at, self._position = context.index, 0
+        else:
+            self._position += 1
+        try:
+            name, args, *rest = self.codec.decode(command)
+            kwargs: dict[str, Any] = rest[0] if rest else {}
+            if not isinstance(name, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
+                raise Undecodable("not a call")
+        except (Undecodable, ValueError, TypeError) as error:
+            return REFUSED + self.codec.encode(["malformed", f"not a command of this program: {error}"])
+        if name.startswith("$"):
+            return self._own(name, args)
+        entry = self._entries.get(name)
+        if entry is None or entry.versions[0][0] > self.active_version:
+            return REFUSED + self.codec.encode(self._unknown(name, entry))
+        function = entry.versions[0][1]
+        if len(entry.versions) > 1:
+            for since, later in entry.versions:
+                if since <= self.active_version:
+                    function = later
+        self.context = ApplyContext(context.index, context.term, context.time_ns, self._position)
+        try:
+            result = RETURNED + self.codec.encode(
+                function(entry.target, *args, **kwargs), f"the result of {entry.name}"
+            )
+        except (MemoryError, NotDeterministic):
+            raise  # of this member, not of the command: it must not go on
+        except Exception as error:  # the outer edge of a command: what it raises is its result
+            result = RAISED + self._encode_exception(error)
+        finally:
+            self.context = None
+        return result
+
+    def apply(self, context: Context, commands: Sequence[bytes]) -> list[object]:
+        if not self._check:
+            return super().apply(context, commands)
+        if self._shadow is None:
+            self._shadow = self._copy()
+        shadow = self._shadow
+        results = super().apply(context, commands)
+        again = shadow.apply(context, commands)
+        for data, first, second in zip(commands, results, again, strict=True):
+            if first != second:
+                raise NotDeterministic(
+                    f"{self._call_text(data)} gave {self._result_text(first)} on one copy of the state and "
+                    f"{self._result_text(second)} on another: a command may use only its state, its arguments and "
+                    "self.context (not the clock, random, id(), hash() or the order of a set)"
+                )
+        if b"".join(self.dump()) != b"".join(shadow.dump()):
+            calls = ", ".join(map(self._call_text, commands[:5]))
+            raise NotDeterministic(
+                f"after {calls} two copies of the same state differ{self._difference(shadow)}: a command may use only "
+                "its state, its arguments and self.context (not the clock, random, id(), hash() or the order of a set)"
+            )
+        return results
+
+    def _own(self, name: str, args: list[Any]) -> bytes:
+        """A command of ours. An unknown one is of a newer version, which would do something with it."""
+        if name == ANNOUNCE:
+            member, version = args
+            self.announced[str(member)] = int(version)
+            if self.on_announced is not None:
+                self.on_announced()
+        elif name == ACTIVATE:
+            version = int(args[0])
+            if version > self.spec.code_version:
+                raise self._too_old(version)
+            self.active_version = max(self.active_version, version)
+        else:
+            raise CodeTooOld(f"the log holds the command {name!r}, which this version of Oarlock does not know")
+        return RETURNED + self.codec.encode(None)
+
+    def _too_old(self, version: int) -> CodeTooOld:
+        return CodeTooOld(
+            f"the group has reached code version {version} of {type(self.spec.root).__qualname__}, and this program "
+            f"has code_version {self.spec.code_version}: start the newer program on this member"
+        )
+
+    def _unknown(self, name: str, entry: Entry | None) -> list[str]:
+        if entry is None:
+            return ["unknown_command", f"this program's {type(self.spec.root).__qualname__} has no command {name!r}"]
+        text = (
+            f"{name} needs code version {entry.versions[0][0]} on every member; the group is at "
+            f"{self.active_version}: upgrade the other members first"
+        )
+        return ["not_active", text]
+
+    # -- results
+
+    def _encode_exception(self, error: Exception) -> bytes:
+        name = type(error).__qualname__
+        if isinstance(error, Unencodable):
+            return self.codec.encode(["TypeError", [str(error)], str(error)])
+        text = str(error)[:4096].encode("utf-8", "replace").decode()
+        if self.spec.exceptions.get(name) is type(error):
+            try:
+                return self.codec.encode([name, list(error.args), text])
+            except Unencodable:
+                pass
+        return self.codec.encode([name, None, text])
+
+    def decode_outcome(self, result: bytes) -> Any:
+        """What a result stands for: gives the value, or raises what the command raised."""
+        kind, value = result[:1], self.codec.decode(memoryview(result)[1:])
+        if kind == RETURNED:
+            return value
+        if kind == REFUSED:
+            raise Rejected(value[0], value[1])
+        name, args, text = value
+        cls = self.spec.exceptions.get(name)
+        if cls is not None and args is not None:
+            try:
+                error = cls(*args)
+            except TypeError:  # its __init__ takes something else than its args
+                raise CommandError(name, text) from None
+            raise error
+        raise CommandError(name, text)
+
+    def encode_result(self, result: object) -> bytes:
+        """For a session: results are bytes already. (`replica.sessions.ResultCodec`)"""
+        assert isinstance(result, bytes), f"a result is {type(result).__name__}"
+        return result
+
+    def decode_result(self, data: bytes) -> object:
+        return data
+
+    # -- the state
+
+    def dump(self) -> Iterator[bytes]:
+        encode = self.codec.encode
+        yield encode([STATE_FORMAT, self.active_version, self.announced])
+        for (path, part), custom in zip(self.spec.parts, self._custom, strict=True):
+            state = part.snapshot() if custom else self.spec.state_of(part)  # type: ignore[attr-defined]
+            name = type(part).__name__
+            if custom and not isinstance(state, bytes):
+                raise Unencodable(f"{name}.snapshot() gave {type(state).__name__}: it must give bytes")
+            try:
+                piece = encode([path, state])
+            except Unencodable:
+                for attribute, value in state.items():
+                    encode(value, f"{name}.{attribute}")
+                raise
+            yield piece
+
+    def load(self, pieces: Sequence[bytes]) -> None:
+        decoded = [self.codec.decode(piece) for piece in pieces]
+        if not decoded or not isinstance(decoded[0], list) or decoded[0][0] != STATE_FORMAT:
+            raise ValueError("the snapshot's format is not known to this version of Oarlock")
+        _, version, announced = decoded[0]
+        if version > self.spec.code_version:
+            raise self._too_old(version)
+        states = dict(decoded[1:])
+        for (path, part), custom in zip(self.spec.parts, self._custom, strict=True):
+            if path not in states:
+                continue  # a part that this version of the program has added: as its constructor made it
+            if custom:
+                part.restore(states[path])  # type: ignore[attr-defined]
+                continue
+            for name in self.spec.state_of(part):
+                if name not in states[path]:
+                    continue  # an attribute that this version has added keeps what the constructor gave it
+                delattr(part, name)
+            vars(part).update(states[path])
+        self.active_version = version
+        self.announced = announced
+        if self._check:
+            self._shadow = self._copy()
+
+    def _dump_checked(self) -> None:
+        """At the start: the state must go through a snapshot and come back the same. Raises `Unencodable`."""
+        pieces = list(self.dump())
+        for piece in pieces:
+            self.codec.decode(piece)
+
+    def _copy(self) -> ObjectMachine:
+        """A second machine in the same state, whose sets are iterated the other way round."""
+        other = ObjectMachine(_blank(self.spec.root))
+        other.load(list(self.dump()))
+        other._applied_index = self._applied_index
+        for _, part in other.spec.parts:
+            for name, value in other.spec.state_of(part).items():
+                vars(part)[name] = _mirrored(value)
+        return other
+
+    # -- texts for what went wrong
+
+    def _call_text(self, command: bytes) -> str:
+        try:
+            name, args, *rest = self.codec.decode(command)
+            shown = [*map(repr, args), *(f"{key}={value!r}" for kwargs in rest for key, value in kwargs.items())]
+        except (Undecodable, ValueError, TypeError):
+            return f"a malformed command of {len(command)} bytes"
+        text = f"{name}({', '.join(shown)})"
+        return text if len(text) <= 200 else text[:197] + "..."
+
+    def _result_text(self, result: object) -> str:
+        assert isinstance(result, bytes)
+        text = repr(self.codec.decode(memoryview(result)[1:]))
+        text = text if len(text) <= 200 else text[:197] + "..."
+        return text if result[:1] == RETURNED else f"an error: {text}"
+
+    def _difference(self, other: ObjectMachine) -> str:
+        """The first attribute in which two machines differ."""
+        for (path, mine), (_, theirs) in zip(self.spec.parts, other.spec.parts, strict=True):
+            first, second = self.spec.state_of(mine), other.spec.state_of(theirs)
+            for name in first:
+                if name in second and self.codec.encode(first[name]) != self.codec.encode(second[name]):
+                    return f" in {path}{name} ({_short(first[name])} and {_short(second[name])})"
+        return ""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _blank(target: object) -> object:
+    """A shallow copy of an object and its parts that belongs to no machine."""
+    made = copy.copy(target)
+    vars(made).pop(BINDING, None)
+    for name, value in list(vars(made).items()):
+        if has_commands(value):
+            vars(made)[name] = _blank(value)
+    return made
+
+
+def _mirrored(value: object) -> object:
+    """`value` with every set in it that containers lead to mirrored."""
+    if type(value) is set:
+        return MirroredSet(value)
+    if type(value) is dict:
+        return {key: _mirrored(item) for key, item in value.items()}
+    if type(value) is list:
+        return [_mirrored(item) for item in value]
+    return value
