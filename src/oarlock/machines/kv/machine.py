@@ -69,6 +69,8 @@ from oarlock.machines.kv.encoding import (
     varint,
     without_value,
 )
+from oarlock.machines.kv.events import WatchEvent
+from oarlock.machines.kv.history import Walk
 from oarlock.machines.kv.layout import (
     ANNEX,
     AUTH,
@@ -91,6 +93,7 @@ from oarlock.machines.kv.layout import (
     unpack_state,
 )
 from oarlock.machines.kv.leases import LeaseBook
+from oarlock.machines.kv.watch import WatchHub
 from oarlock.machines.memory_store import MemoryStore
 from oarlock.machines.store import Store
 
@@ -100,6 +103,8 @@ TXN_DEPTH_MAX = 128
 PURGE_ENTRIES = 64
 PURGE_ENTRIES_PER_COMMAND = 2
 """How many compacted changes an `apply` purges. For puts that is more than they make, so purging comes to an end."""
+
+UNDO_STEPS = 1 << 30  # more than a key has changes
 
 _place = PLACE.pack
 _KEY_TAG, _MOD_TAG, _VERSION_TAG, _VALUE_TAG, _LEASE_TAG = b"\x0a", b"\x18", b"\x20", b"\x2a", b"\x30"
@@ -143,7 +148,10 @@ class KvMachine:
         self.auth = AuthState(store.table(AUTH))
         """Who may do what. The same object for the machine's whole life."""
 
+        self._feed: list[WatchEvent] | None = None  # of the batch under way, while anybody watches
         self._attach()
+        self.watches = WatchHub(self)
+        """Who watches this machine. Not part of the state: members have their own."""
 
     @classmethod
     def in_memory(cls) -> KvMachine:
@@ -178,6 +186,7 @@ class KvMachine:
         self._term = 0  # of the entry under way
         self.leases = LeaseBook(store.table(LEASES), store.table(LEASE_KEYS), self._changes)
         """All leases; for reading."""
+        self._compacted = False  # in the batch under way
 
     # -- reading
 
@@ -227,6 +236,18 @@ class KvMachine:
         """
         pairs = self._log.items(_place(max(start, 0), 0), None if end is None else _place(end, 0), limit=limit)
         return [self._change(place, entry) for place, entry in pairs]
+
+    def last_change(self, key: bytes) -> int:
+        """The revision of the last put or deletion of a key; 0 if it has none, or only a deletion that is compacted."""
+        record = self._current.get(key)
+        if record is not None:
+            return mod_revision_of(record)
+        deletion = self._tombstones.get(key)
+        return PLACE.unpack(deletion)[0] if deletion is not None else 0
+
+    def feed(self, on: bool) -> None:
+        """For the hub of watches: whether it is told of changes."""
+        self._feed = [] if on else None
 
     @staticmethod
     def _change(place: bytes, entry: bytes) -> Change:
@@ -289,7 +310,18 @@ class KvMachine:
             self._purge(PURGE_ENTRIES + PURGE_ENTRIES_PER_COMMAND * len(commands))
         self._save_state()
         self._store.commit(context.index, nbytes)
+        if self._feed is not None:
+            self._tell_watches()
         return results
+
+    def _tell_watches(self) -> None:
+        """Hand the batch's changes to the hub, once."""
+        if self._feed:
+            events, self._feed = self._feed, []
+            self.watches.changed(events)
+        if self._compacted:
+            self._compacted = False
+            self.watches.compacted()
 
     def _save_state(self) -> None:
         state = State(self._revision, self._compact_revision, self._keys, self._tombstone_count, self._digest)
@@ -531,6 +563,8 @@ class KvMachine:
             old = 0 if previous is None else lease_of(previous)
             if old != lease:
                 self.leases.move(key, old, lease)
+        if self._feed is not None:
+            self._feed.append(WatchEvent(main, key, record, previous))
         return previous
 
     def _delete_range(self, op: DeleteRange, writes: _Writes) -> DeleteResult:
@@ -548,6 +582,8 @@ class KvMachine:
             self._changes.append(place + key)
             if self.leases.attached and (lease := lease_of(record)):
                 self.leases.move(key, lease, 0)
+            if self._feed is not None:
+                self._feed.append(WatchEvent(writes.main, key, None, record))
         self._keys -= len(pairs)
         self._tombstone_count += len(pairs)
         previous = [record for _, record in pairs] if op.prev_kv else []
@@ -626,26 +662,41 @@ class KvMachine:
 
     def _undo(self, key: bytes, record: bytes | None, deletion: bytes | None, revision: int) -> bytes | None:
         """Follow the log back from what a key has now, a record or a deletion, to what it had at `revision`."""
-        before: bytes | None = None  # the place of the change that made what we hold is below this
+        walk = Walk(key, record, deletion)
+        while self.walk_back(walk, revision, UNDO_STEPS) < 0:
+            pass
+        return walk.record
+
+    def walk(self, key: bytes) -> Walk:
+        """What a key has now, from where `walk_back` goes back."""
+        return Walk(key, self._current.get(key), self._tombstones.get(key))
+
+    def walk_back(self, walk: Walk, revision: int, steps: int) -> int:
+        """Follow the log back to what the key had at `revision`, which is not compacted, but at most so many changes.
+        Returns how many steps are left over, -1 if it is not there yet; `walk.record` is the answer."""
+        key = walk.key
         while True:
-            if record is not None:
-                main = mod_revision_of(record)
+            if walk.record is not None:
+                main = mod_revision_of(walk.record)
                 if main <= revision:
-                    return record
-                place, entry = self._find_put(key, main, before)
-            elif deletion is not None:
-                place = deletion
+                    return steps
+                place, entry = self._find_put(key, main, walk.before)
+            elif walk.deletion is not None:
+                place = walk.deletion
                 if PLACE.unpack(place)[0] <= revision:
-                    return None
+                    return steps
                 found = self._log.get(place)
                 assert found is not None and found[0] == DELETED, f"no deletion of {key!r} at {place.hex()}"
                 entry = found
             else:
-                return None
-            before = place
+                return steps
+            if not steps:
+                return -1
+            steps -= 1
+            walk.before = place
             kind = entry[0]
-            record = entry[1:] if kind in (PUT_OVER, DELETED) else None
-            deletion = entry[1 : 1 + PLACE_BYTES] if kind == PUT_AFTER_DELETE else None
+            walk.record = entry[1:] if kind in (PUT_OVER, DELETED) else None
+            walk.deletion = entry[1 : 1 + PLACE_BYTES] if kind == PUT_AFTER_DELETE else None
 
     def _find_put(self, key: bytes, main: int, before: bytes | None) -> tuple[bytes, bytes]:
         """The last put of `key` within one main revision, below a place: its own place and log entry."""
@@ -671,6 +722,7 @@ class KvMachine:
         if revision > self._revision:
             return Refused(KvError.FUTURE_REVISION, self._revision)
         self._compact_revision = revision
+        self._compacted = True
         self._purging = True
         self._changes.append(b"compact" + varint(revision))
         return CompactResult(self._revision)
@@ -718,6 +770,7 @@ class KvMachine:
         finally:
             replacement.abort()
         self._attach()
+        self.watches.restored()
 
     # -- the annex
 
