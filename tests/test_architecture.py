@@ -94,6 +94,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "oarlock.api",
         "oarlock.client",
     ),
+    # what people's own test suites import: it drives both drivers, and keeps real members in one process
+    "oarlock.testing": (
+        *BELOW,
+        "oarlock.node",
+        "oarlock.transport",
+        "oarlock.sim",
+        "oarlock.check",
+        "oarlock.lab",
+        "oarlock.cli.local_cluster",  # free ports
+        "oarlock",
+    ),
+    "oarlock.pytest_plugin": ("oarlock.testing",),
     "oarlock.cli": ("oarlock",),
     "oarlock.__main__": ("oarlock.cli",),
     "oarlock": (),

@@ -241,6 +241,44 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
     run_script(script, tmp_path)
 
 
+@pytest.mark.slow
+def test_the_tutorial_on_machines_finds_its_bug(tmp_path: Path) -> None:
+    """The page's own code: the machine, its tests, the failure that is shown, and the repair that ends it."""
+    page = DOCS / "tutorial" / "test-your-machine.md"
+    machine, test, dump, members = blocks(page, "python")
+    (tmp_path / "shop.py").write_text(machine)
+    assert len([line for line in machine.splitlines() if line.strip()]) <= 32
+    (tmp_path / "test_shop.py").write_text(test)
+
+    def pytest_says(*files: str) -> tuple[int, str]:
+        program = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "oarlock.pytest_plugin",
+            *files,
+        ]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        done = subprocess.run(program, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    code, output = pytest_says("test_shop.py")
+    assert code == 1, output
+    [shown] = blocks(page, "console")
+    for line in shown.splitlines()[1:]:
+        pattern = ".*".join(re.escape(part) for part in line.split("..."))
+        assert re.search(pattern, output), f"the page shows {line!r}, which is not in\n{output}"
+    broken = machine[machine.index("    def dump") :]
+    (tmp_path / "shop.py").write_text(machine.replace(broken, dump))
+    (tmp_path / "test_members.py").write_text(members)
+    code, output = pytest_says("test_shop.py", "test_members.py")
+    assert code == 0, output
+
+
 @pytest.mark.system
 @needs_etcdctl
 def test_the_shell_example_runs(tmp_path: Path) -> None:

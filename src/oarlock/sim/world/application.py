@@ -83,6 +83,9 @@ class Application(Protocol):
     def digest(self, machine: Any) -> bytes:
         """Equal for machines of equal state, whatever they went through; or `NO_DIGEST`."""
 
+    def difference(self, one: bytes, other: bytes) -> str:
+        """How two states of these digests differ, for a message; empty if it is not known."""
+
     def validate(self, machine: Any) -> None:
         """Raises `AssertionError` for a machine whose state contradicts itself."""
 
@@ -118,6 +121,9 @@ class KvApplication:
 
     def digest(self, machine: KvMachine) -> bytes:
         return machine.hash()
+
+    def difference(self, one: bytes, other: bytes) -> str:
+        return ""
 
     def validate(self, machine: KvMachine) -> None:
         machine.validate()

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 _decode = msgspec.msgpack.decode
 REFERENCE: Final[NodeId] = 0  # no member: the reference machine
+COMMAND_SHOWN: Final = 60  # bytes of a command in a message
 
 
 class Watched:
@@ -548,11 +549,13 @@ class Oracle:
     def state(self, node: NodeId, index: Index, digest: bytes) -> None:
         known, other = self.hashes.setdefault(index, (digest, node))
         if known != digest:
+            how = self.application.difference(known, digest)
             if REFERENCE in (other, node):
+                member = max(other, node)
                 raise Violation(
-                    "HASH", f"at {index} the machine of member {max(other, node)} is not as replaying the log makes it"
+                    "HASH", f"the machine of member {member} at {index} is not what the log makes of one{how}"
                 )
-            raise Violation("HASH", f"the machines of members {other} and {node} differ at {index}")
+            raise Violation("HASH", f"the machines of members {other} and {node} differ at {index}{how}")
 
     # ------------------------------------------------------------------ messages
 
@@ -607,12 +610,25 @@ class Oracle:
             )
         actual = self.application.plain(result)
         if actual != expected:
-            raise Violation("LIN", f"command {key[2]} of member {key[0]} was told {actual}, must be {expected}")
+            raise Violation(
+                "LIN",
+                f"command {key[2]} of member {key[0]}{self._command_text(key)} was told {actual}, must be {expected}",
+            )
         if key in self.denied:
             raise Violation("LIN", f"command {key[2]} of member {key[0]} has two answers")
         self.acknowledged = max(self.acknowledged, index)
         self.writes += 1
         return found
+
+    def _command_text(self, key: tuple[NodeId, int, int]) -> str:
+        """The command itself, for a message, with the index of its entry."""
+        index = self.answers[key][0]
+        _, _, groups = _decode(self.entries[self.committed[index], index].payload)
+        for origin, boot, first, commands in groups:
+            if (origin, boot) == key[:2] and first <= key[2] < first + len(commands):
+                command = commands[key[2] - first]
+                return f", {command[:COMMAND_SHOWN]!r} at {index},"
+        return ""
 
     def not_executed(self, key: tuple[NodeId, int, int], error: str) -> None:
         if key in self.answers:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from oarlock.sim.world.application import Application
 from oarlock.sim.world.choices import Edits
 from oarlock.sim.world.outcome import Outcome, Replay, run_replay
 from oarlock.sim.world.swarm import CLASSES, draw_swarm
@@ -23,12 +24,18 @@ KINDS = ("fault/", "client/", "crash", "net/fate", "net/ghost", "net/delay", "di
 
 
 class Shrinker:
-    """`progress(replay, attempts)` is called after every improvement."""
+    """`progress(replay, attempts)` is called after every improvement; `application()` makes what members run."""
 
     def __init__(
-        self, replay: Replay, *, attempts: int = ATTEMPTS_MAX, progress: Callable[[Replay, int], None] | None = None
+        self,
+        replay: Replay,
+        *,
+        attempts: int = ATTEMPTS_MAX,
+        progress: Callable[[Replay, int], None] | None = None,
+        application: Callable[[], Application | None] = lambda: None,
     ) -> None:
         self.best = replay
+        self._application = application
         self.attempts = 0
         self._budget = attempts
         self._progress = progress
@@ -39,7 +46,7 @@ class Shrinker:
 
     def _run(self, replay: Replay) -> Outcome:
         self.attempts += 1
-        return run_replay(replay)
+        return run_replay(replay, application=self._application())
 
     def _try(self, candidate: Replay) -> bool:
         if self.attempts >= self._budget:
@@ -115,7 +122,7 @@ class Shrinker:
     def _recorded(self) -> dict[str, list[int]]:
         from oarlock.sim.invariants import Violation
 
-        world = self.best.world()
+        world = self.best.world(application=self._application())
         try:
             world.run()
         except Violation:

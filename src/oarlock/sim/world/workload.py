@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from oarlock.errors import Outcome, RaftError
 from oarlock.machines.kv import commands as kv
-from oarlock.node.replica.sessions import in_session, open_session
+from oarlock.node.replica.sessions import in_session, open_session, plain
 from oarlock.raft.types import Index
 from oarlock.sim.world.choices import Stream
 from oarlock.sim.world.model import Plain
@@ -120,12 +120,12 @@ class Client:
             count = 1 + (self._draw.draw(BATCH_MAX) if kind >= 16 else 0)
             op = Op(self, floor, count)
             self._waiting = op
-            process.submit(op, [self._asker.command() for _ in range(count)])
+            process.submit(op, [plain(self._asker.command()) for _ in range(count)])
 
     def ask_here(self, process: Process) -> None:
         """One more command at this very member, whatever it waits for."""
         if process.up and not self.stopped:
-            process.submit(Op(self, self.world.oracle.acknowledged, 1), [self._asker.command()])
+            process.submit(Op(self, self.world.oracle.acknowledged, 1), [plain(self._asker.command())])
 
     def _in_session(self, process: Process, floor: Index) -> None:
         if not self._session:

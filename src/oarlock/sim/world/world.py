@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from oarlock.node.replica import MemberLimits
 from oarlock.node.replica import events as ev
+from oarlock.node.replica.sessions import plain
 from oarlock.raft.config import RaftConfig
 from oarlock.raft.roles import Leader
 from oarlock.raft.types import Configuration, MemberInfo, MemberRole, NodeId
@@ -409,7 +410,7 @@ class World:
             for process in self.members():
                 if process.witness:
                     continue
-                served.wait_for(process, self.application.serving(turn, process.id))
+                served.wait_for(process, plain(self.application.serving(turn, process.id)))
             deadline = self.now + SERVE_TIMEOUTS * self.swarm.timeout
             if not self._advance(lambda: served.left == 0, deadline, TURNS_MAX):
                 raise Violation(

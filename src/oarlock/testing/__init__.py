@@ -1,0 +1,24 @@
+"""For people's own tests: a state machine of yours in the simulated world, and real members for one test.
+
+- `Workload`, `simulated`: say what clients ask of a machine, and run it through seeds of a world that fails;
+- `Choose`: what a workload draws its commands with;
+- `run`, `Report`: the same without pytest;
+- `Cluster`: members in this process, on real sockets and disks (the pytest fixture `cluster` makes them).
+
+docs/tutorial/test-your-machine.md is the way in; docs/reference/testing.md has every name.
+"""
+
+from oarlock.testing.cluster import Cluster, ClusterFailed
+from oarlock.testing.runner import FAULTS, Report, run, simulated
+from oarlock.testing.workload import Choose, Workload
+
+__all__ = [
+    "Choose",
+    "Cluster",
+    "ClusterFailed",
+    "FAULTS",
+    "Report",
+    "Workload",
+    "run",
+    "simulated",
+]
