@@ -119,3 +119,28 @@ class LeaseMachine(Protocol):
 
     @property
     def leases(self) -> Leases: ...
+
+
+class Alarms(Protocol):
+    """What the replica's auditor sees of a machine's alarms."""
+
+    reportable: tuple[int, bytes] | None
+    """Index of the last mark that was applied here, and the digest there, until somebody takes it."""
+
+    def quarantined(self, member: int) -> bool:
+        """Whether the state of `member` is known to differ from what a majority has."""
+
+
+@runtime_checkable
+class AuditMachine(Protocol):
+    """A machine whose members compare their states. (docs/explanation/alarms.md)"""
+
+    @property
+    def alarms(self) -> Alarms: ...
+    def hash(self) -> bytes:
+        """A digest of all that was applied."""
+
+    def audit_mark_command(self, term: int, members: int) -> bytes:
+        """The command with which the leader of `term` asks `members` members for their digests."""
+
+    def audit_report_command(self, member: int, index: int, digest: bytes) -> bytes: ...

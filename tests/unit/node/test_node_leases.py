@@ -14,6 +14,7 @@ from oarlock.machines.kv.layout import TABLES
 from oarlock.machines.kv.leases import SECOND, slack_ns
 from oarlock.machines.kv.machine import KvMachine
 from oarlock.machines.memory_store import MemoryStore
+from oarlock.node.replica import MemberLimits
 from oarlock.node.replica import events as ev
 from oarlock.node.replica import leases as keeper_module
 from oarlock.node.replica.batch import decode_batch
@@ -36,7 +37,7 @@ class LeaseGroup(Group):
 
     def __init__(self, **kw: Any) -> None:
         self.tokens = 0
-        self.asked_at: dict[int, int] = {}
+        kw.setdefault("limits", MemberLimits(audit_interval_ns=0))  # whose entries would be in the way
         super().__init__(**kw)
 
     def start(self, node: int, **kw: Any) -> Any:

@@ -32,6 +32,8 @@ FUTURE_REVISION = (Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a 
 LEASE_NOT_FOUND = (Code.NOT_FOUND, "etcdserver: requested lease not found")
 LEASE_EXISTS = (Code.FAILED_PRECONDITION, "etcdserver: lease already exists")
 LEASE_TTL_TOO_LARGE = (Code.OUT_OF_RANGE, "etcdserver: too large lease TTL")
+NO_SPACE = (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
+CORRUPT = (Code.DATA_LOSS, "etcdserver: corrupt cluster")
 TOO_MANY_REQUESTS = (Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
 NOT_LEADER = (Code.FAILED_PRECONDITION, "etcdserver: not leader")
 BAD_TRANSFEREE = (Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
@@ -54,6 +56,9 @@ _OF_KV_ERROR = {
     KvError.FUTURE_REVISION: FUTURE_REVISION,
     KvError.KEY_NOT_FOUND: KEY_NOT_FOUND,
     KvError.LEASE_NOT_FOUND: LEASE_NOT_FOUND,
+    KvError.NO_SPACE: NO_SPACE,
+    KvError.CORRUPT: CORRUPT,
+    KvError.UNKNOWN_ALARM: (Code.INVALID_ARGUMENT, "etcdserver: unknown alarm"),
     KvError.LEASE_EXISTS: LEASE_EXISTS,
     KvError.LEASE_TTL_TOO_LARGE: LEASE_TTL_TOO_LARGE,
     KvError.LEASE_OF_OTHER_TERM: (Code.UNAVAILABLE, "etcdserver: leader changed"),

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from oarlock.machines.kv.commands import Compact, DeleteRange, KvError, Op, Put, Range, Txn
+from oarlock.machines.kv.commands_alarm import AlarmActivate, AlarmDeactivate, AuditMark, AuditReport
 from oarlock.machines.kv.commands_auth import (
     AUTH_COMMANDS,
     AuthCommand,
@@ -91,10 +92,22 @@ _role_decoder: Final = msgspec.msgpack.Decoder(Role)
 _token_decoder: Final = msgspec.msgpack.Decoder(Token)
 _state_decoder: Final = msgspec.msgpack.Decoder(tuple[bool, int])
 
-ROOT_COMMANDS: Final[tuple[type, ...]] = (Compact, *(c for c in AUTH_COMMANDS if c is not Authenticate))
+ROOT_COMMANDS: Final[tuple[type, ...]] = (
+    Compact,
+    AlarmActivate,
+    AlarmDeactivate,
+    *(c for c in AUTH_COMMANDS if c is not Authenticate),
+)
 """What only root may do. Of everything that is in no such list nobody may do anything while authentication is on."""
 
-INTERNAL_COMMANDS: Final[tuple[type, ...]] = (LeaseTick, LeaseRenew, LeaseExpire)
+INTERNAL_COMMANDS: Final[tuple[type, ...]] = (
+    LeaseTick,
+    LeaseRenew,
+    LeaseExpire,
+    AuditMark,
+    AuditReport,
+    AlarmActivate,
+)
 """What members propose of their own accord, and clients cannot."""
 
 Rule: TypeAlias = Callable[["AuthState", str, int, Any, Callable[[int], Iterable[bytes]]], KvError | None]

@@ -12,6 +12,14 @@ from typing import TypeAlias
 
 import msgspec
 
+from oarlock.machines.kv.commands_alarm import (
+    AlarmActivate,
+    AlarmCommand,
+    AlarmDeactivate,
+    AlarmResult,
+    AuditMark,
+    AuditReport,
+)
 from oarlock.machines.kv.commands_auth import (
     AuthCommand,
     AuthDisable,
@@ -124,7 +132,7 @@ class Compact(msgspec.Struct, tag=5, array_like=True, gc=False):
 
 
 Op: TypeAlias = Put | DeleteRange | Range | Txn
-Command: TypeAlias = Put | DeleteRange | Range | Txn | Compact | LeaseCommand | AuthCommand | Checked
+Command: TypeAlias = Put | DeleteRange | Range | Txn | Compact | LeaseCommand | AuthCommand | Checked | AlarmCommand
 
 
 class KvError(IntEnum):
@@ -138,6 +146,9 @@ class KvError(IntEnum):
     LEASE_EXISTS = 6
     LEASE_TTL_TOO_LARGE = 7
     LEASE_OF_OTHER_TERM = 8  # a command of a leader that has been replaced
+    NO_SPACE = 50
+    CORRUPT = 51
+    UNKNOWN_ALARM = 52
     # 20-49 authentication
     ROOT_USER_MISSING = 20
     ROOT_ROLE_MISSING = 21  # the user root does not hold the role root
@@ -192,13 +203,22 @@ class CompactResult(msgspec.Struct, gc=False):
 
 
 Result: TypeAlias = (
-    PutResult | DeleteResult | RangeResult | TxnResult | CompactResult | LeaseResult | AuthResult | Refused
+    PutResult
+    | DeleteResult
+    | RangeResult
+    | TxnResult
+    | CompactResult
+    | LeaseResult
+    | AuthResult
+    | AlarmResult
+    | Refused
 )
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(
     Put | DeleteRange | Range | Txn | Compact
     | LeaseGrant | LeaseRevoke | LeaseTick | LeaseRenew | LeaseExpire
+    | AlarmActivate | AlarmDeactivate | AuditMark | AuditReport
     | AuthEnable | AuthDisable | Authenticate | UserAdd | UserDelete | UserChangePassword | UserGrantRole
     | UserRevokeRole | RoleAdd | RoleDelete | RoleGrantPermission | RoleRevokePermission | Checked
 )  # fmt: skip

@@ -19,6 +19,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from oarlock.machines.base import Checkpoint, Context
+from oarlock.machines.kv.alarms import AlarmBook
 from oarlock.machines.kv.auth import AuthState
 from oarlock.machines.kv.capture import KvCapture, read_capture
 from oarlock.machines.kv.commands import (
@@ -43,6 +44,17 @@ from oarlock.machines.kv.commands import (
     Txn,
     TxnResult,
     decode,
+    encode,
+)
+from oarlock.machines.kv.commands_alarm import (
+    ALARM_COMMANDS,
+    AlarmActivate,
+    AlarmCommand,
+    AlarmDeactivate,
+    AlarmResult,
+    AlarmType,
+    AuditMark,
+    AuditReport,
 )
 from oarlock.machines.kv.commands_auth import AUTH_COMMANDS, AuthResult, Checked
 from oarlock.machines.kv.commands_lease import (
@@ -72,6 +84,7 @@ from oarlock.machines.kv.encoding import (
 from oarlock.machines.kv.events import WatchEvent
 from oarlock.machines.kv.history import Walk
 from oarlock.machines.kv.layout import (
+    ALARMS,
     ANNEX,
     AUTH,
     CURRENT,
@@ -187,6 +200,8 @@ class KvMachine:
         self.leases = LeaseBook(store.table(LEASES), store.table(LEASE_KEYS), self._changes)
         """All leases; for reading."""
         self._compacted = False  # in the batch under way
+        self.alarms = AlarmBook(store.table(ALARMS), self._changes)
+        """All alarms; for reading."""
 
     # -- reading
 
@@ -281,7 +296,7 @@ class KvMachine:
         results: list[object] = []
         append = results.append
         nbytes = 64
-        auth = self.auth
+        auth, alarms = self.auth, self.alarms
         self._term = context.term
         for data in commands:
             nbytes += 2 * len(data) + 64
@@ -291,7 +306,7 @@ class KvMachine:
                 append(Refused(KvError.MALFORMED, self._revision))
                 continue
             if type(command) is Put and not (
-                command.lease or command.ignore_value or command.ignore_lease or auth.enabled
+                command.lease or command.ignore_value or command.ignore_lease or auth.enabled or alarms.blocking
             ):
                 # What nearly all commands are; `_apply_one` would give the same.
                 if key := command.key:
@@ -348,17 +363,21 @@ class KvMachine:
         return self._apply_one(command, context)
 
     def _apply_one(self, command: Command, context: Context) -> Result:
+        if self.alarms.blocking and (error := self.alarms.refuse(command)) is not None:
+            return Refused(error, self._revision)
         if isinstance(command, Compact):
             return self._compact(command.revision)
         if isinstance(command, AUTH_COMMANDS):
-            error = self.auth.apply(command, context.index, context.time_ns)
-            if error is not None:
-                return Refused(error, self._revision)
+            forbidden = self.auth.apply(command, context.index, context.time_ns)
+            if forbidden is not None:
+                return Refused(forbidden, self._revision)
             self._changes += self.auth.take_changes()
             return AuthResult(self._revision, self.auth.revision, context.index)
         assert not isinstance(command, Checked), "wrapped twice"
         if isinstance(command, LeaseGrant | LeaseRevoke | LeaseTick | LeaseRenew | LeaseExpire):
             return self._apply_lease(command)
+        if isinstance(command, ALARM_COMMANDS):
+            return self._apply_alarm(command, context)
         if isinstance(command, Txn):
             path: list[bool] = []
             self._decide(command, path)
@@ -416,12 +435,39 @@ class KvMachine:
             self._revision = writes.main
         self.leases.end(lease)
 
+    # -- alarms
+
+    def _apply_alarm(self, command: AlarmCommand, context: Context) -> AlarmResult | Refused:
+        book = self.alarms
+        changed = True
+        if isinstance(command, AlarmActivate | AlarmDeactivate):
+            if command.alarm not in (AlarmType.NOSPACE, AlarmType.CORRUPT):
+                return Refused(KvError.UNKNOWN_ALARM, self._revision)
+            change = book.activate if isinstance(command, AlarmActivate) else book.deactivate
+            changed = change(command.member, command.alarm)
+        elif isinstance(command, AuditMark):
+            if command.term == context.term:
+                book.begin_audit(context.index, command.members, self._digest)
+        else:
+            book.report(command.member, command.index, command.digest)
+        return AlarmResult(self._revision, changed)
+
+    def audit_mark_command(self, term: int, members: int) -> bytes:
+        """The command with which the leader of `term` asks for everybody's digest."""
+        return encode(AuditMark(term, members))
+
+    def audit_report_command(self, member: int, index: int, digest: bytes) -> bytes:
+        """The command with which a member answers."""
+        return encode(AuditReport(member, index, digest))
+
     # -- refusing, before anything has changed
 
     def _malformed(self, command: Command, depth: int) -> bool:
         """Whether a command is decoded but has no meaning. The API refuses all of these with a better text."""
         if isinstance(command, Put):
             return not command.key
+        if isinstance(command, AlarmActivate | AlarmDeactivate | AuditReport):
+            return not 0 <= command.member < 1 << 64
         if isinstance(command, LeaseGrant):
             return not INT64_MIN <= command.id <= INT64_MAX or not 0 < command.ttl <= INT64_MAX
         if isinstance(command, Range):
@@ -834,6 +880,7 @@ class KvMachine:
             last = (main, sub)
             assert entry[0] in (PUT_NEW, PUT_OVER, PUT_AFTER_DELETE, DELETED), entry[0]
         self.leases.validate(attached)
+        self.alarms.validate()
         assert last[0] == self._revision, f"the log ends at {last}, the revision is {self._revision}"
 
 

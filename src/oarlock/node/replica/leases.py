@@ -518,7 +518,10 @@ class LeaseKeeper:
         """The group was applied."""
         book = self._machine.leases
         for lease in self._ends.pop(number, ()):
-            self._ending.pop(lease, None)  # it is gone, or what has its id now is another one
+            # It is gone, or what has its id now is another one, or an alarm has kept it: then it is tried again.
+            self._ending.pop(lease, None)
+            if lease in self._deadlines and book.get(lease) is not None:
+                heappush(self._heap, (max(self._deadlines[lease], self.reading(self._now) + SECOND), lease))
         for one in self._raises.pop(number, ()):
             self._forget_raising(one)
             for lease, wanted in one.wants.items():

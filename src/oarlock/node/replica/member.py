@@ -21,7 +21,8 @@ from oarlock.errors import (
     RaftError,
     Stopped,
 )
-from oarlock.machines.base import Checkpoint, LeaseMachine, Machine
+from oarlock.machines.base import AuditMachine, Checkpoint, LeaseMachine, Machine
+from oarlock.node.replica.audit import Auditor
 from oarlock.node.replica.batch import (
     BATCH_BYTES_MAX,
     COMMAND_BYTES_MAX,
@@ -60,6 +61,7 @@ from oarlock.raft.events import (
     Appended,
     Applied,
     Apply,
+    DiskHealth,
     Event,
     Halt,
     MessageReceived,
@@ -77,7 +79,18 @@ from oarlock.raft.events import (
 )
 from oarlock.raft.messages import LeaseAnswer, LeaseAsk, Propose, ProposeReply
 from oarlock.raft.status import RaftStatus
-from oarlock.raft.types import NOBODY, Configuration, Entry, EntryKind, HardState, Index, NodeId, SnapshotMeta, Term
+from oarlock.raft.types import (
+    NOBODY,
+    Configuration,
+    Entry,
+    EntryKind,
+    HardState,
+    Index,
+    MemberRole,
+    NodeId,
+    SnapshotMeta,
+    Term,
+)
 
 NUMBER_MAX: Final = 2**62  # of the driver's proposals; ours begin here
 NEVER: Final = 2**63 - 1
@@ -100,6 +113,7 @@ class MemberLimits:
     snapshot_bytes: int = 64 << 20  # ... or so many bytes of them
     checkpoint_bytes: int = 32 << 20  # a durable machine is checkpointed when so much is dirty ...
     checkpoint_interval_ns: int = 5 * SECOND  # ... and at least this often while anything is
+    audit_interval_ns: int = 10 * SECOND  # members compare their states this often while these change; 0: never
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,10 +224,15 @@ class Member:
                 first_request=self._request,
             )
         self._lease_round = NUMBER_MAX  # tokens of the keeper's read rounds
+        self._auditor: Auditor | None = None
+        audited: object = machine
+        if isinstance(audited, AuditMachine):
+            self._auditor = Auditor(audited, self.id, self.limits.audit_interval_ns, now)
+        self._disk_sick = False
 
         self._record = decode_record(record) if record else None
         self._record_bytes = record
-        self._publishing = False
+        self._publishing = 0  # the number of our proposal, 0: none
         self._publish_at = now
         self._own_number = NUMBER_MAX
 
@@ -247,6 +266,11 @@ class Member:
     @property
     def halted(self) -> bool:
         return self._halted
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether this member's state differs from what a majority has: it must not be read."""
+        return self._auditor is not None and self._auditor.quarantined
 
     @property
     def keeper(self) -> LeaseKeeper | None:
@@ -305,6 +329,8 @@ class Member:
             deadline = min(deadline, self._publish_at)
         if self._keeper is not None:
             deadline = min(deadline, self._keeper.next_deadline())
+        if self._auditor is not None:
+            deadline = min(deadline, self._auditor.next_deadline(self.raft.is_leader))
         return deadline
 
     def validate(self) -> None:
@@ -345,6 +371,8 @@ class Member:
                 self._dispatch()
                 self._maybe_publish()
                 self._maybe_save()
+                if self._auditor is not None:
+                    self._audit(self._auditor)
                 if self._keeper is not None:
                     self._keep_leases(self._keeper)
                 if not self._step:
@@ -403,6 +431,9 @@ class Member:
                 self._save_not_before = self._now + SNAPSHOT_RETRY_NS
             case SnapshotLoaded():
                 self._loaded = event
+            case DiskHealth(sick):
+                self._disk_sick = sick
+                self._step.append(DiskHealth(sick or self.quarantined))
             case PeerConnected(peer, _):
                 self._step.append(event)
                 if peer == self.raft.leader_id:
@@ -616,9 +647,12 @@ class Member:
     def _keep_leases(self, keeper: LeaseKeeper) -> None:
         """What the keeper of leases does with this turn."""
         raft = self.raft
+        leader, leads = raft.leader_id, raft.is_leader
+        if leads and self.quarantined:
+            leader, leads = NOBODY, False  # what we know of leases is worth nothing
         keeper.turn(
-            self._now, raft.leader_id, raft.current_term, self.applied_index,
-            leads=raft.is_leader, in_step=self._applied_term == raft.current_term,
+            self._now, leader, raft.current_term, self.applied_index,
+            leads=leads, in_step=self._applied_term == raft.current_term,
         )  # fmt: skip
         if keeper.wants_round:
             self._lease_round += 1
@@ -636,6 +670,23 @@ class Member:
         commands = [plain(command) for command in keeper.take_commands(number)]
         self._own_number += len(commands)
         return _Part(encode_group(self.id, self.boot, number, commands), request=number)
+
+    # ------------------------------------------------------------------ comparing states
+
+    def _audit(self, auditor: Auditor) -> None:
+        """Begin a comparison if we lead and it is time, answer one that was begun, and see what came of it."""
+        raft = self.raft
+        if raft.is_leader and self._applied_term == raft.current_term:
+            states = sum(info.role is not MemberRole.WITNESS for info in raft.configuration.members)
+            command = auditor.mark(raft.current_term, states, self._now)
+            if command is not None:
+                self._propose_own(plain(command))
+        report = auditor.report()
+        if report is not None:
+            self._propose_own(plain(report))
+        if auditor.look():
+            # Whoever leads sends its state to others: this one must not. Its log is as good as any, so it may vote.
+            self._step.append(DiskHealth(self._disk_sick or auditor.quarantined))
 
     # ------------------------------------------------------------------ the machine
 
@@ -663,7 +714,7 @@ class Member:
                     count = len(group.commands)
                     if group.origin == own and group.boot == boot and self._pending.applied(group.first, entry.term):
                         if group.first >= NUMBER_MAX:
-                            self._publishing = False
+                            self._own_done(group.first)
                         else:
                             out.append(
                                 Completed(group.first, results if len(groups) == 1 else results[at : at + count])
@@ -759,6 +810,8 @@ class Member:
     def _start_snapshot(self) -> bool:
         """Capture the machine for a snapshot file. Returns whether the capture is recent enough."""
         assert self.machine is not None
+        if self.quarantined:
+            return False  # others would take our state for theirs
         capture = self.machine.capture()
         if capture.index < max(self._snapshot_wanted, self.raft.log.snapshot_index):
             # sometimes: a checkpoint is too old for the snapshot that is wanted
@@ -804,12 +857,21 @@ class Member:
             # sometimes: the group knows who this member is
             self._record = None
             return
-        self._publishing = True
         self._publish_at = self._now + PUBLISH_RETRY_NS
-        data = encode_group(self.id, self.boot, self._own_number, [publish(self.id, self._record_bytes)])
-        self._pending.add(Group(self._own_number, 1, data, self._now + self._timeout_ns))
+        self._publishing = self._propose_own(publish(self.id, self._record_bytes))
+
+    def _propose_own(self, command: bytes) -> int:
+        """Replicate a command of this member's own, through the leader. Nobody is told of its end but `_own_done`."""
+        number = self._own_number
         self._own_number += 1
+        data = encode_group(self.id, self.boot, number, [command])
+        self._pending.add(Group(number, 1, data, self._now + self._timeout_ns))
         self._dispatch()
+        return number
+
+    def _own_done(self, number: int) -> None:
+        if number == self._publishing:
+            self._publishing = 0
 
     # ------------------------------------------------------------------ time and errors
 
@@ -848,7 +910,7 @@ class Member:
     def _fail(self, group: Group, error: RaftError) -> None:
         self._pending.drop(group)
         if group.first >= NUMBER_MAX:
-            self._publishing = False
+            self._own_done(group.first)
         else:
             self._out.append(Failed(group.first, group.count, error))
 
