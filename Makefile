@@ -20,7 +20,7 @@ CODE := $(wildcard src tests examples benchmarks tools docs/conf.py)
 # what `make check` runs: everything that is quick
 FAST := $(wildcard tests/unit tests/paper tests/scenarios tests/simulation tests/test_architecture.py tests/test_docs.py)
 
-.PHONY: help run test check soak bench zoo docs bless format clean
+.PHONY: help run test check soak bench compiled zoo docs bless format clean
 
 help:  ## say what the targets do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -61,7 +61,13 @@ $(VENV)/.dev: $(VENV)/.run pyproject.toml
 run: $(VENV)/.run  ## a three-member cluster on this machine: load data, kill the leader, compare everything
 	@$(BIN)/python -m oarlock demo $(ARGS)
 
-test: $(VENV)/.dev  ## everything, the system tests included (minutes)
+ifdef COMPILED
+COMPILE := compiled
+PYTEST += -o pythonpath=build/compiled
+export PYTHONPATH := $(CURDIR)/build/compiled
+endif
+
+test: $(VENV)/.dev $(COMPILE)  ## everything, the system tests included (minutes)
 	@$(PYTEST) tests -n $(TEST_PROCESSES) --dist loadgroup -m "not soak" $(ARGS)
 
 check: $(VENV)/.dev  ## format, lint, types and the fast tests (about a minute): all a change needs
@@ -73,11 +79,14 @@ check: $(VENV)/.dev  ## format, lint, types and the fast tests (about a minute):
 soak: $(VENV)/.dev  ## the long tests; SOAK_SECONDS=3600 for an hour each
 	@SOAK_SECONDS=$(SOAK_SECONDS) $(PYTEST) tests -m soak --timeout=0 $(ARGS)
 
-bench: $(VENV)/.dev  ## the measurements, side by side with a real etcd
+bench: $(VENV)/.dev $(COMPILE)  ## the measurements, side by side with a real etcd
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 zoo: $(VENV)/.dev  ## plant known defects in copies of the source and let the simulator find them: BUDGET=400 ONLY="BZ-44 BZ-65" JOBS=2
 	@$(BIN)/python -m benchmarks.zoo --budget $(BUDGET) --jobs $(JOBS) --only $(ONLY)
+
+compiled: $(VENV)/.dev  ## the package with its hot modules compiled, in build/compiled; then e.g. make test COMPILED=1
+	@$(BIN)/python tools/compiled.py
 
 docs: $(VENV)/.dev  ## the documentation as HTML in build/docs
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from oarlock.cli.version import compiled
+
 TESTS = Path(__file__).parent
+PATCHES = pytest.mark.skip(reason="replaces what a compiled module does not look up again")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,3 +19,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.system)
         if item.get_closest_marker("system") is not None:
             item.add_marker(pytest.mark.xdist_group("system"))
+        if compiled() and item.get_closest_marker("interpreted") is not None:
+            item.add_marker(PATCHES)

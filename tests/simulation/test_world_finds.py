@@ -20,6 +20,7 @@ from oarlock.sim.world.outcome import Replay
 from oarlock.sim.world.shrink import Shrinker
 from oarlock.storage.sim_disk import SimFile
 
+pytestmark = pytest.mark.interpreted
 SEEDS = range(5000, 5040)
 Patch = pytest.MonkeyPatch
 

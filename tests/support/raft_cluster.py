@@ -18,7 +18,8 @@ from typing import Any
 
 from oarlock.raft import events as ev
 from oarlock.raft.types import Configuration, MemberInfo, MemberRole, NodeId
-from oarlock.sim.invariants import Invariants, Violation
+from oarlock.sim.failures import Violation
+from oarlock.sim.invariants import Invariants
 from oarlock.sim.stage import MILLISECOND, Actor, Packet, Stage
 
 TIMEOUT = 1000 * MILLISECOND

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 MIB = 1024 * 1024
 
@@ -107,7 +107,7 @@ class Limits:
         return self.request_bytes_max + self.grpc_overhead_bytes
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value = getattr(self, name)
+        for limit in fields(self):
+            value = getattr(self, limit.name)
             if not value > 0:
-                raise ValueError(f"limit {name} is {value!r}: it must be greater than zero")
+                raise ValueError(f"limit {limit.name} is {value!r}: it must be greater than zero")

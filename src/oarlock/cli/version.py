@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from importlib.util import find_spec
 
 import click
 
@@ -19,7 +20,16 @@ def version(as_json: bool) -> None:
             "oarlock": __version__,
             "python": platform.python_version(),
             "implementation": platform.python_implementation(),
+            "compiled": compiled(),
         }
         click.echo(json.dumps(document))
     else:
-        click.echo(f"oarlock {__version__} (Python {platform.python_version()})")
+        how = "compiled" if compiled() else "interpreted"
+        click.echo(f"oarlock {__version__} (Python {platform.python_version()}, {how})")
+
+
+def compiled() -> bool:
+    """Whether the hot modules are mypyc's extensions. (docs/how-to/compile.md)"""
+    spec = find_spec("oarlock.raft.quorum")
+    assert spec is not None and spec.origin is not None, "oarlock.raft.quorum is missing from this installation"
+    return not spec.origin.endswith(".py")

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, takewhile
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zlib import crc32
 
 import lmdb
@@ -157,11 +157,11 @@ class _Env:
                     lib_version=0,
                 )
                 break
-            except (lmdb.MemoryError, lmdb.Error) as error:
-                if os.strerror(errno.ENOMEM) in str(error) and size // 2 >= MAP_BYTES_MIN:
+            except (lmdb.MemoryError, lmdb.Error) as refused:
+                if os.strerror(errno.ENOMEM) in str(refused) and size // 2 >= MAP_BYTES_MIN:
                     size //= 2
                     continue
-                raise _storage_error(error, "cannot open", path) from error
+                raise _storage_error(refused, "cannot open", path) from refused
         self.map_bytes = size
         try:
             self.store_db = self.lmdb.open_db(_STORE_DB)
@@ -235,13 +235,13 @@ class LmdbTable:
     # -- reading
 
     def get(self, key: bytes) -> bytes | None:
-        value: bytes | None = self._recent_get(key, _ABSENT)
-        if value is not _ABSENT:
-            return value
+        found: Any = self._recent_get(key, _ABSENT)  # bytes, None for a tombstone, or that sentinel
+        if found is not _ABSENT:
+            return cast(bytes | None, found)
         if self.frozen is not None:
-            value = self.frozen.data.get(key, _ABSENT)
-            if value is not _ABSENT:
-                return value
+            found = self.frozen.data.get(key, _ABSENT)
+            if found is not _ABSENT:
+                return cast(bytes | None, found)
         size = len(key)
         if not 0 < size <= KEY_BYTES_DIRECT:
             return self._get_long(key) if size else None

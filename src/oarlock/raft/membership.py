@@ -39,7 +39,7 @@ def changed(before: Configuration, changes: Sequence[ConfigChange], *, auto_leav
         return "too_many"
     outgoing = before.voters if voters != before.voters else frozenset[NodeId]()
     if outgoing:
-        for node in outgoing - members.keys():
+        for node in sorted(outgoing - frozenset(members)):
             old = before.member(node)
             assert old is not None
             members[node] = old  # it still votes in the outgoing set, so it stays listed until the joint phase ends

@@ -27,15 +27,8 @@ from oarlock.raft.types import (
     Term,
     decode_configuration,
 )
+from oarlock.sim.failures import Violation
 from oarlock.sim.stage import Actor, Answer, Ledger
-
-
-class Violation(AssertionError):
-    """An invariant does not hold. `name` is its short name."""
-
-    def __init__(self, name: str, what: str) -> None:
-        super().__init__(f"{name}: {what}")
-        self.name = name
 
 
 def majority_holds(voters: frozenset[NodeId], holders: set[NodeId]) -> bool:

@@ -22,7 +22,8 @@ from oarlock.raft import messages as ms
 from oarlock.raft.roles import Follower
 from oarlock.raft.types import Configuration, MemberInfo, MemberRole, NodeId
 from oarlock.sim import notation
-from oarlock.sim.invariants import Invariants, Violation
+from oarlock.sim.failures import Violation
+from oarlock.sim.invariants import Invariants
 from oarlock.sim.stage import MILLISECOND, Actor, FixedRandom, Packet, Stage
 
 CAMPAIGN_TRIES_MAX = 64  # timers that may fire before the one of the election
@@ -356,7 +357,8 @@ class Player:
         self.stage.sent_hook = self._on_sent
         self.stage.event_hook = self.notes.append
 
-    def _value(self, at: int, key: str, value: str) -> int | bool:
+    def _value(self, at: int, key: str, value: str) -> object:
+        """An int or a bool. (Not annotated as that: to a compiler a bool would do as an int.)"""
         if value in ("on", "off"):
             return value == "on"
         if value.isdigit():

@@ -33,6 +33,7 @@ from oarlock.raft.types import (
     Term,
     decode_configuration,
 )
+from oarlock.sim.failures import DoesNotSettle
 
 MILLISECOND = 1_000_000
 PUMP_STEPS_MAX = 200_000  # deliveries and completions of one `settle`; a group that needs more is in a loop
@@ -46,10 +47,6 @@ Answer: TypeAlias = (
     | ev.ConfigRefused
     | ev.TransferDone
 )
-
-
-class DoesNotSettle(AssertionError):
-    """Messages and completions did not run out within `PUMP_STEPS_MAX` steps."""
 
 
 @dataclass(slots=True)

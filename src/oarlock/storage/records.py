@@ -94,22 +94,27 @@ class Preamble:
     chain: int  # CRC of the last record of the segment before; 0 in segment 1
 
 
-@dataclass(slots=True)
 class Record:
     """One record as it lies in a segment. `payload` is a view of the segment; `end` is where the next record begins."""
 
-    offset: int
-    end: int
-    crc: int
-    chain: int
-    type: int
-    flags: int
-    kind: int
-    group: int
-    batch: int
-    index: int
-    term: int
-    payload: memoryview
+    __slots__ = ("offset", "end", "crc", "chain", "type", "flags", "kind", "group", "batch", "index", "term", "payload")
+
+    def __init__(
+        self, offset: int, end: int, crc: int, chain: int, type: int, flags: int, kind: int, group: int, batch: int,
+        index: int, term: int, payload: memoryview,
+    ) -> None:  # fmt: skip
+        self.offset = offset
+        self.end = end
+        self.crc = crc
+        self.chain = chain
+        self.type = type
+        self.flags = flags
+        self.kind = kind
+        self.group = group
+        self.batch = batch
+        self.index = index
+        self.term = term
+        self.payload = payload
 
 
 class Watermark(NamedTuple):

@@ -361,10 +361,10 @@ class WriteAheadLog:
             self._commit()
             if note:
                 self._write_watermark()
-        except DiskFull as error:
+        except DiskFull as full:
             # What is durable stays so, and must be known to be: on a full disk a start could not copy the tail.
             # sometimes: the disk is full in the middle of a batch
-            self._failed = error
+            self._failed = full
             self._write_watermark()
             raise
         except BaseException as error:

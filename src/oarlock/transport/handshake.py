@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from oarlock.errors import ProtocolViolation
+from oarlock.transport.shapes import U64
 from oarlock.transport.wire import (
     HELLO,
     PING,
@@ -21,7 +22,6 @@ from oarlock.transport.wire import (
     PROTOCOL_MAJOR_MIN,
     PROTOCOL_MINOR,
     REFUSAL,
-    U64,
     encode_raw,
 )
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
-from msgspec import Meta
 
 from oarlock.errors import ProtocolViolation
 from oarlock.raft.messages import (
@@ -37,6 +36,7 @@ from oarlock.raft.messages import (
     TransferLeadership,
 )
 from oarlock.raft.types import U64_MAX, Entry, EntryKind, SnapshotMeta, decode_configuration, encode_configuration
+from oarlock.transport import shapes
 
 PROTOCOL_MAJOR_MIN: Final = 1  # the oldest major version that this code speaks
 PROTOCOL_MAJOR_MAX: Final = 1  # the newest
@@ -49,142 +49,12 @@ HANDSHAKE_BODY_BYTES_MAX: Final = 4 * 2**10  # of a frame from somebody who has 
 ENTRY_PAYLOAD_BYTES_MAX: Final = 32 * 2**20  # of one entry or one forwarded proposal
 SNAPSHOT_CHUNK_BYTES_MAX: Final = 2**20
 CONFIGURATION_BYTES_MAX: Final = 2**20  # encoded; 64 members with 4 KiB of context each stay well below
-REASON_CHARS_MAX: Final = 256
 LEASES_PER_MESSAGE_MAX: Final = 8192  # renewals and questions together
 
 _HEADER = struct.Struct("<BIIIB")  # lead, crc of everything after it, length of the body, group, type
 _CHECKED_FROM = 5  # the crc covers length, group, type and body
 _DIGEST_BYTES = (0, 32)
 _KIND_MAX = max(EntryKind)
-
-U64: TypeAlias = Annotated[int, Meta(ge=0)]  # MessagePack has no larger integers, so the lower bound is the only one
-_Kind: TypeAlias = Annotated[int, Meta(ge=0, le=255)]
-
-
-# ---------------------------------------------------------------- shapes on the wire
-#
-# One class for each message: its fields in order. `array_like` makes it a MessagePack array; elements that a newer
-# minor version appended are skipped, and elements that an older one does not send take the default given here.
-
-
-class _Vote(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    last_log_index: U64
-    last_log_term: U64
-    pre_vote: bool
-    transfer: bool
-
-
-class _VoteReply(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    granted: bool
-    pre_vote: bool
-
-
-class _Entry(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    kind: _Kind
-    payload: bytes
-
-
-class _Append(msgspec.Struct, array_like=True):
-    term: U64
-    prev_log_index: U64
-    prev_log_term: U64
-    commit_index: U64
-    entries: list[_Entry]
-
-
-class _AppendReply(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    success: bool
-    index: U64
-    hint_index: U64
-    hint_term: U64
-
-
-class _Heartbeat(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    commit_index: U64
-    round: U64
-    sent: U64
-    lease: bool
-
-
-class _HeartbeatReply(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    round: U64
-    sent: U64
-
-
-class _Snapshot(msgspec.Struct, array_like=True):
-    term: U64
-    index: U64
-    snapshot_term: U64
-    configuration: bytes
-    size: U64
-    digest: bytes
-    offset: U64
-    data: bytes
-    done: bool
-
-
-class _SnapshotReply(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    snapshot_index: U64
-    next_offset: U64
-    installed: bool
-
-
-class _TimeoutNow(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-
-
-class _Transfer(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    target: U64
-
-
-class _ReadIndex(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    request: U64
-
-
-class _ReadIndexReply(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    request: U64
-    index: U64
-
-
-class _Propose(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    request: U64
-    payload: bytes
-
-
-class _ProposeReply(msgspec.Struct, array_like=True, gc=False):
-    term: U64
-    request: U64
-    reason: Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
-
-
-_I64: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-
-
-class _LeaseAsk(msgspec.Struct, array_like=True):
-    term: U64
-    request: U64
-    renew: list[_I64]
-    query: list[_I64]
-
-
-class _LeaseAnswer(msgspec.Struct, array_like=True):
-    term: U64
-    request: U64
-    renewed: list[_I64]
-    remaining: list[_I64]
-    reason: Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
-
 
 # ---------------------------------------------------------------- shape -> message, with what the types cannot say
 
@@ -332,25 +202,25 @@ _Fields: TypeAlias = Callable[[Any], tuple[object, ...]]
 # A type's number never changes and is never used again for another. 0 and 255 are never used; 240 and above are frames
 # of the transport itself (`handshake`).
 _TYPES: Final[tuple[tuple[int, type[Any], type[Any], Callable[[Any], Any] | None, _Fields], ...]] = (
-    (1, RequestVote, _Vote, None,
+    (1, RequestVote, shapes.Vote, None,
      lambda m: (m.term, m.last_log_index, m.last_log_term, m.pre_vote, m.transfer)),
-    (2, RequestVoteReply, _VoteReply, None, lambda m: (m.term, m.granted, m.pre_vote)),
-    (3, AppendEntries, _Append, _append_entries, _append_fields),
-    (4, AppendEntriesReply, _AppendReply, _append_reply,
+    (2, RequestVoteReply, shapes.VoteReply, None, lambda m: (m.term, m.granted, m.pre_vote)),
+    (3, AppendEntries, shapes.Append, _append_entries, _append_fields),
+    (4, AppendEntriesReply, shapes.AppendReply, _append_reply,
      lambda m: (m.term, m.success, m.index, m.hint_index, m.hint_term)),
-    (5, Heartbeat, _Heartbeat, _heartbeat, lambda m: (m.term, m.commit_index, m.round, m.sent, m.lease)),
-    (6, HeartbeatReply, _HeartbeatReply, _heartbeat_reply, lambda m: (m.term, m.round, m.sent)),
-    (7, InstallSnapshot, _Snapshot, _install_snapshot, _snapshot_fields),
-    (8, InstallSnapshotReply, _SnapshotReply, None,
+    (5, Heartbeat, shapes.Heartbeat, _heartbeat, lambda m: (m.term, m.commit_index, m.round, m.sent, m.lease)),
+    (6, HeartbeatReply, shapes.HeartbeatReply, _heartbeat_reply, lambda m: (m.term, m.round, m.sent)),
+    (7, InstallSnapshot, shapes.Snapshot, _install_snapshot, _snapshot_fields),
+    (8, InstallSnapshotReply, shapes.SnapshotReply, None,
      lambda m: (m.term, m.snapshot_index, m.next_offset, m.installed)),
-    (9, TimeoutNow, _TimeoutNow, None, lambda m: (m.term,)),
-    (10, TransferLeadership, _Transfer, None, lambda m: (m.term, m.target)),
-    (11, ReadIndex, _ReadIndex, None, lambda m: (m.term, m.request)),
-    (12, ReadIndexReply, _ReadIndexReply, None, lambda m: (m.term, m.request, m.index)),
-    (13, Propose, _Propose, _propose, _propose_fields),
-    (14, ProposeReply, _ProposeReply, None, lambda m: (m.term, m.request, m.reason)),
-    (15, LeaseAsk, _LeaseAsk, _lease_ask, _lease_ask_fields),
-    (16, LeaseAnswer, _LeaseAnswer, _lease_answer, _lease_answer_fields),
+    (9, TimeoutNow, shapes.TimeoutNow, None, lambda m: (m.term,)),
+    (10, TransferLeadership, shapes.Transfer, None, lambda m: (m.term, m.target)),
+    (11, ReadIndex, shapes.ReadIndex, None, lambda m: (m.term, m.request)),
+    (12, ReadIndexReply, shapes.ReadIndexReply, None, lambda m: (m.term, m.request, m.index)),
+    (13, Propose, shapes.Propose, _propose, _propose_fields),
+    (14, ProposeReply, shapes.ProposeReply, None, lambda m: (m.term, m.request, m.reason)),
+    (15, LeaseAsk, shapes.LeaseAsk, _lease_ask, _lease_ask_fields),
+    (16, LeaseAnswer, shapes.LeaseAnswer, _lease_answer, _lease_answer_fields),
 )  # fmt: skip
 
 HELLO: Final = 240

@@ -220,6 +220,7 @@ def test_transactions_nest_up_to_the_bound(kv: Client) -> None:
     assert kv.raw(endless) == [Refused(KvError.MALFORMED, 2)]
 
 
+@pytest.mark.interpreted
 def test_ignore_value_and_ignore_lease(kv: Client) -> None:
     kv.machine.lease_exists = lambda lease: lease == 7  # type: ignore[method-assign]
     kv(Put(b"a", b"1", 7))
@@ -246,6 +247,7 @@ def test_compaction_refuses_below_and_keeps_from_there_on(kv: Client) -> None:
     assert kv.machine.compact_revision == 6
 
 
+@pytest.mark.interpreted
 def test_a_capture_does_not_tell_how_far_purging_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_machine, "PURGE_ENTRIES", 1)
     monkeypatch.setattr(kv_machine, "PURGE_ENTRIES_PER_COMMAND", 0)

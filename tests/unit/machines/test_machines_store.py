@@ -15,16 +15,19 @@ from oarlock.machines.store import Store
 
 TABLES = ("a", "b")
 LONG = b"k" * KEY_BYTES_DIRECT
+SETTLES: dict[Store, Callable[[], None]] = {}
+"""What brings the writes of a store into the state that its fixture's parameter names."""
 
 
 @pytest.fixture(params=["memory", "disk", "disk, checkpointed", "disk, frozen"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made: Store = MemoryStore(TABLES) if request.param == "memory" else LmdbStore(tmp_path / "s", TABLES)
-    made.settle = {  # type: ignore[attr-defined]
+    SETTLES[made] = {
         "disk, checkpointed": lambda: checkpointed(made),
         "disk, frozen": lambda: frozen(made),
     }.get(request.param, lambda: None)
     yield made
+    del SETTLES[made]
     made.close()
 
 
@@ -58,7 +61,7 @@ def fill(store: Any) -> dict[bytes, bytes]:
                 table.put(key, value)
         store.commit(index, 1000)
         if index % 3 == 0:
-            store.settle()
+            SETTLES[store]()
     return model
 
 
@@ -103,7 +106,7 @@ def test_single_keys(store: Store) -> None:
 
 def test_a_delete_in_a_newer_layer_hides_and_a_put_brings_back(store: Store) -> None:
     table = store.table("a")
-    settle: Callable[[], None] = store.settle  # type: ignore[attr-defined]
+    settle = SETTLES[store]
     for key in (b"x", LONG + b"x"):
         table.put(key, b"1")
         settle()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from oarlock.raft import events as ev
 from oarlock.raft import messages as ms
@@ -23,7 +24,7 @@ def member(
     seed: int = 0,
     applied: int = 0,
     commit: int = 0,
-    **options: int,
+    **options: Any,
 ) -> Raft:
     return Raft(
         RaftConfig(id=node, **options),
@@ -63,7 +64,7 @@ def test_an_empty_append_is_not_sent_from_a_compacted_index() -> None:
     """A silent follower whose next entry is compacted meanwhile gets a snapshot; the leader's log must not be asked
     for it."""
     voters = Configuration.of_voters(1, 2, 3)
-    raft = member(1, voters=voters, tail_entries_max=0, inflight_messages_max=1, pre_vote=0)
+    raft = member(1, voters=voters, tail_entries_max=0, inflight_messages_max=1, pre_vote=False)
     now = raft.next_deadline()
     effects = raft.handle([ev.TimePassed()], now)
     effects = persist(raft, effects, now)
@@ -93,7 +94,7 @@ def test_a_higher_term_without_a_vote_does_not_restart_the_timer() -> None:
     """Raft 5.2: only a granted vote or the leader's word does. Else a candidate that cannot win starves those who
     can."""
     entries = (Entry(1, 1, EntryKind.NORMAL, b"kept"),)
-    raft = member(1, entries=entries, pre_vote=0, check_quorum=0)
+    raft = member(1, entries=entries, pre_vote=False, check_quorum=False)
     deadline = raft.next_deadline()
     raft.handle([ev.MessageReceived(2, ms.RequestVote(term=2, last_log_index=0, last_log_term=0))], deadline - 1)
     assert raft.current_term == 2
@@ -119,7 +120,7 @@ def test_a_voter_refuses_a_snapshot_without_data() -> None:
 
 def test_a_restarted_follower_keeps_the_patience_that_a_lease_may_rest_on() -> None:
     """It may have echoed a heartbeat before its crash; a hint that the leader is down must not shorten its wait."""
-    raft = member(2, lease_reads=1)
+    raft = member(2, lease_reads=True)
     raft.handle(
         [
             ev.MessageReceived(

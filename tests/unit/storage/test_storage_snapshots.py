@@ -100,6 +100,7 @@ def test_bounds() -> None:
     assert [len(chunk) for chunk in content(store, writer.finish())] == [snapshots_module.CHUNK_BYTES_MAX]
 
 
+@pytest.mark.interpreted
 def test_a_large_snapshot_is_synced_along_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots_module, "WRITE_BYTES", 1000)
     monkeypatch.setattr(snapshots_module, "SYNC_EVERY_BYTES", 5000)

@@ -157,6 +157,7 @@ def test_the_asserts_also_know_what_was_recovered() -> None:
         log.append(0, None, entries(2, 1, 4))
 
 
+@pytest.mark.interpreted
 def test_an_entry_over_the_bound_is_refused_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wal_module, "RECORD_PAYLOAD_BYTES_MAX", 100)
     disk = SimDisk()

@@ -263,6 +263,7 @@ def test_lengths_are_checked_before_anything_is_allocated() -> None:
         assert caught.value.offset == SECTOR_BYTES
 
 
+@pytest.mark.interpreted
 def test_an_oversized_file_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = SimDisk()
     long_log(disk)

@@ -35,10 +35,9 @@ class GrpcHost(Http2Host, Protocol):
 class GrpcConnection(Http2Connection):
     """See the module."""
 
-    host: GrpcHost
-
     def __init__(self, host: GrpcHost) -> None:
         super().__init__(host)
+        self._grpc_host = host
         self._router = host.router
         self._calls: dict[int, Call] = {}
         self._routes: dict[Headers, Route] = {}
@@ -82,9 +81,9 @@ class GrpcConnection(Http2Connection):
         if route.timeout_s is not None:
             call.due = asyncio.get_running_loop().time() + route.timeout_s
             self._with_deadline[stream_id] = call
-            host.watch_deadlines(self)
+            self._grpc_host.watch_deadlines(self)
         if isinstance(call, StreamCall):
-            call.task = host.spawn(self._run(call))
+            call.task = self._grpc_host.spawn(self._run(call))
         if end_stream:
             self.on_end(stream_id)
 
@@ -174,8 +173,8 @@ class GrpcConnection(Http2Connection):
         call.size = HANDED_OVER
         try:
             handler(call, message)
-        except RpcError as error:
-            call.fail(error.code, error.text)
+        except RpcError as refusal:
+            call.fail(refusal.code, refusal.text)
         except Exception as error:  # the outer edge of a call: it ends here, the connection goes on
             log.exception("handler failed method=%s/%s", call.method.service, call.method.name)
             call.fail(Code.INTERNAL, f"internal error: {type(error).__name__}")
@@ -208,8 +207,8 @@ class GrpcConnection(Http2Connection):
         assert handler is not None
         try:
             await handler(call)
-        except RpcError as error:
-            call.fail(error.code, error.text)
+        except RpcError as refusal:
+            call.fail(refusal.code, refusal.text)
         except Exception as error:  # the outer edge of a call: it ends here, the connection goes on
             log.exception("handler failed method=%s/%s", call.method.service, call.method.name)
             call.fail(Code.INTERNAL, f"internal error: {type(error).__name__}")

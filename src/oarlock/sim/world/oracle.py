@@ -38,7 +38,8 @@ from oarlock.raft.types import (
     Term,
     decode_configuration,
 )
-from oarlock.sim.invariants import Violation, quorum_holds
+from oarlock.sim.failures import Violation
+from oarlock.sim.invariants import quorum_holds
 from oarlock.sim.world.application import Application
 from oarlock.sim.world.ledger import Ledger
 from oarlock.sim.world.model import Plain

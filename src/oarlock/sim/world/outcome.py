@@ -9,7 +9,7 @@ import msgspec
 
 from oarlock import __version__
 from oarlock.errors import ConfigurationError
-from oarlock.sim.invariants import Violation
+from oarlock.sim.failures import Violation
 from oarlock.sim.world.application import Application
 from oarlock.sim.world.choices import Edits
 from oarlock.sim.world.swarm import CLASSES

@@ -21,7 +21,7 @@ from oarlock.raft import events as raft
 from oarlock.raft.core import Raft
 from oarlock.raft.messages import InstallSnapshot
 from oarlock.raft.types import Configuration, Index, NodeId, SnapshotMeta
-from oarlock.sim.invariants import Violation
+from oarlock.sim.failures import Violation
 from oarlock.sim.world.application import WorldMachine
 from oarlock.sim.world.disks import WorldDisk
 from oarlock.storage import GroupState, Identity, SnapshotReceiver, SnapshotStore, WriteAheadLog
@@ -168,8 +168,8 @@ class Process:
             return
         except Violation:
             raise
-        except Exception as error:
-            raise Violation("CRASH", f"member {self.id} cannot start: {type(error).__name__}: {error}") from error
+        except Exception as fault:
+            raise Violation("CRASH", f"member {self.id} cannot start: {type(fault).__name__}: {fault}") from fault
         self.disk.cut_at = None
         self._retries = 0
         draw = world.choices.stream("boot")
@@ -366,11 +366,11 @@ class Process:
             member.validate()
         except (Violation, PowerCut):
             raise
-        except StorageError as error:
-            self.fail(error)
+        except StorageError as broken:
+            self.fail(broken)
             return
-        except AssertionError as error:
-            raise Violation("ASSERT", f"member {self.id}: {error}") from error
+        except AssertionError as untrue:
+            raise Violation("ASSERT", f"member {self.id}: {untrue}") from untrue
         except Exception as error:  # the point of the exercise: nothing else may ever come out of a member
             raise Violation("CRASH", f"member {self.id}: {type(error).__name__}: {error}") from error
         for effect in effects:

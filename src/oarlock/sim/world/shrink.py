@@ -120,7 +120,7 @@ class Shrinker:
             size = min(size // 2, max(1, len(left)))
 
     def _recorded(self) -> dict[str, list[int]]:
-        from oarlock.sim.invariants import Violation
+        from oarlock.sim.failures import Violation
 
         world = self.best.world(application=self._application())
         try:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from oarlock.sim.invariants import Violation, quorum_holds
+from oarlock.sim.failures import Violation
+from oarlock.sim.invariants import quorum_holds
 from oarlock.sim.world.workload import Op, Persistent
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from oarlock.node.replica.sessions import plain
 from oarlock.raft.config import RaftConfig
 from oarlock.raft.roles import Leader
 from oarlock.raft.types import Configuration, MemberInfo, MemberRole, NodeId
-from oarlock.sim.invariants import Violation, majority_holds, quorum_holds
+from oarlock.sim.failures import Violation
+from oarlock.sim.invariants import majority_holds, quorum_holds
 from oarlock.sim.world.application import Application, KvApplication
 from oarlock.sim.world.choices import Choices, Edits
 from oarlock.sim.world.faults import Faults
