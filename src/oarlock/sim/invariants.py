@@ -27,7 +27,7 @@ from oarlock.raft.types import (
     Term,
     decode_configuration,
 )
-from oarlock.sim.failures import Violation
+from oarlock.sim.failures import Violation as Violation
 from oarlock.sim.stage import Actor, Answer, Ledger
 
 

@@ -197,8 +197,8 @@ class Process:
                 record=record,
                 limits=world.limits,
             )
-        except Exception as error:
-            raise Violation("CRASH", f"member {self.id} does not start: {type(error).__name__}: {error}") from error
+        except Exception as fault:
+            raise Violation("CRASH", f"member {self.id} does not start: {type(fault).__name__}: {fault}") from fault
         world.note(self, "starts")
         world.oracle.started(self)
         self.wake()
