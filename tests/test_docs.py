@@ -159,7 +159,7 @@ def test_every_dependency_is_explained() -> None:
     page = (DOCS / "explanation" / "dependencies.md").read_text()
     extras = project["optional-dependencies"]
     wanted = [("(core)", text) for text in project["dependencies"]]
-    wanted += [(extra, text) for extra in ("server", "cli", "speed") for text in extras[extra]]
+    wanted += [(extra, text) for extra in ("server", "cli", "speed", "dask") for text in extras[extra]]
     for extra, text in wanted:
         match = re.fullmatch(r"([\w-]+)>=([\d.]+)(;.*)?", text)
         assert match, f"{text}: a lower bound is wanted"

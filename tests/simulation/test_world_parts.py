@@ -179,5 +179,6 @@ def test_a_replay_of_another_version_says_so(tmp_path: Path) -> None:
 
 
 def test_options_that_exclude_each_other() -> None:
-    assert run("--digest")[0] == 2
+    assert run("--trace")[0] == 2
+    assert run("--seed", "1", "--dask", "tcp://127.0.0.1:1")[0] == 2
     assert run("--seed", "1", "--off", "los")[0] == 2

@@ -1,6 +1,6 @@
 """`oarlock sim`: run seeds of the simulated world on all cores, stop at the first failure, replay and shrink it.
 
-Exit codes: 0 every seed held; 1 a seed failed; 2 the command line or a replay file is wrong.
+Exit codes: 0 every seed held; 1 a seed failed; 2 the command line or a replay file is wrong; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,24 +12,23 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
-from multiprocessing import get_context
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import click
 
 from oarlock import __version__
-from oarlock.sim.world import Outcome, Replay, run_replay, run_seed
+from oarlock.cli.campaign import campaign, dask_campaign
+from oarlock.cli.exits import Exit
+from oarlock.sim.world import Outcome, Replay, run_replay
 from oarlock.sim.world.shrink import ATTEMPTS_MAX, Shrinker
 from oarlock.sim.world.swarm import CLASSES
 from oarlock.sim.world.world import EVENTS
 
 EXIT_CLEAN = 0
 EXIT_FAILED = 1
-SEEDS_A_TASK = 4
-TASKS_AHEAD = 3  # for each process
 TRACE_LINES = 120  # of a failure, on the terminal
 
 
@@ -46,9 +45,7 @@ TRACE_LINES = 120  # of a failure, on the terminal
 )
 @click.option("--off", multiple=True, type=click.Choice(CLASSES), help="A class of faults to leave out; repeatable.")
 @click.option("--replay", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Run a replay file.")
-@click.option(
-    "--digest", is_flag=True, help="Print the digest of the trace on the last line (needs --seed or --replay)."
-)
+@click.option("--digest", is_flag=True, help="Print the digest of the trace, or of all traces, on the last line.")
 @click.option("--trace", is_flag=True, help="Print everything that happened (needs --seed or --replay).")
 @click.option("--shrink", is_flag=True, help="Make a failing run as short as possible and write it as a replay file.")
 @click.option(
@@ -62,6 +59,9 @@ TRACE_LINES = 120  # of a failure, on the terminal
     "--output", type=click.Path(path_type=Path), help="Where --shrink writes (default: seed-<S>.replay.json)."
 )
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Processes (default: one for each core).")
+@click.option(
+    "--dask", metavar="ADDRESS", default=None, help="Run the seeds on the workers of this dask.distributed scheduler."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def sim(
     seeds: int,
@@ -76,6 +76,7 @@ def sim(
     attempts: int,
     output: Path | None,
     jobs: int | None,
+    dask: str | None,
     as_json: bool,
 ) -> None:
     """Run whole members on simulated networks, disks and clocks that fail, and check everything they promise.
@@ -86,6 +87,8 @@ def sim(
     gc.freeze()
     if replay is not None and seed is not None:
         raise click.UsageError("--replay and --seed exclude each other: a replay file names its seed")
+    if dask is not None and (replay is not None or seed is not None or jobs is not None):
+        raise click.UsageError("--dask is for many seeds on other machines: without --seed, --replay and --jobs")
     if replay is not None or seed is not None:
         if replay is not None:
             run = Replay.load(replay.read_bytes(), str(replay))
@@ -101,61 +104,52 @@ def sim(
         if digest:
             click.echo(outcome.digest)
         raise SystemExit(EXIT_FAILED if outcome.failed else EXIT_CLEAN)
-    if digest or trace:
-        raise click.UsageError("--digest and --trace need --seed or --replay: they are about one run")
+    if trace:
+        raise click.UsageError("--trace needs --seed or --replay: it is about one run")
     began = time.monotonic()
     outcomes: list[Outcome] = []
-    failed: Outcome | None = None
-    progress = _Progress(seeds, quiet=as_json)
-    for outcome in _campaign(range(start, start + seeds), events, frozenset(off), jobs or os.cpu_count() or 1):
-        outcomes.append(outcome)
-        progress.advance(outcome)
-        if outcome.failed and (failed is None or outcome.seed < failed.seed):
-            failed = outcome
-    progress.close()
+    interrupted = False
+    numbers, classes = range(start, start + seeds), frozenset(off)
+    source: Iterator[Outcome]
+    if dask is not None:
+        source = dask_campaign(numbers, events, classes, dask)
+    else:
+        source = campaign(numbers, events, classes, jobs or os.cpu_count() or 1)
+    with _Progress(seeds, quiet=as_json) as progress:
+        try:
+            for outcome in source:
+                outcomes.append(outcome)
+                progress.advance(outcome)
+        except KeyboardInterrupt:
+            interrupted = True
     seconds = time.monotonic() - began
+    failed = min((outcome for outcome in outcomes if outcome.failed), key=lambda o: o.seed, default=None)
     run = Replay(seed=failed.seed if failed is not None else start, events=events, off=sorted(off))
-    _finish(outcomes, run, seconds, shrink=shrink, attempts=attempts, output=output, as_json=as_json, trace=False)
-    raise SystemExit(EXIT_FAILED if failed is not None else EXIT_CLEAN)
+    if interrupted:
+        click.echo(f"interrupted after {len(outcomes)} of {seeds} seeds; what was under way is not counted", err=True)
+    _finish(
+        outcomes,
+        run,
+        seconds,
+        shrink=shrink and not interrupted,
+        attempts=attempts,
+        output=output,
+        as_json=as_json,
+        trace=False,
+    )
+    if digest:
+        click.echo(_digest_of_all(outcomes))
+    if failed is not None:
+        raise SystemExit(EXIT_FAILED)
+    raise SystemExit(int(Exit.INTERRUPTED) if interrupted else EXIT_CLEAN)
 
 
-def _campaign(seeds: range, events: int, off: frozenset[str], jobs: int) -> Iterator[Outcome]:
-    """Outcomes as they come; nothing new is begun after a failure."""
-    if jobs == 1:
-        for seed in seeds:
-            outcome = run_seed(seed, events=events, off=off)
-            yield outcome
-            if outcome.failed:
-                return
-        return
-    tasks = iter([seeds[at : at + SEEDS_A_TASK] for at in range(0, len(seeds), SEEDS_A_TASK)])
-    with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
-        under_way: set[Future[list[Outcome]]] = set()
-        stopping = False
-        while True:
-            while not stopping and len(under_way) < jobs * TASKS_AHEAD and (task := next(tasks, None)) is not None:
-                under_way.add(pool.submit(_task, task, events, off))
-            if not under_way:
-                return
-            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-            for future in done:
-                if future.cancelled():
-                    continue
-                for outcome in future.result():
-                    yield outcome
-                    stopping = stopping or outcome.failed
-            if stopping:
-                for future in under_way:
-                    future.cancel()
-
-
-def _task(seeds: range, events: int, off: frozenset[str]) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    for seed in seeds:
-        outcomes.append(run_seed(seed, events=events, off=off))
-        if outcomes[-1].failed:
-            break
-    return outcomes
+def _digest_of_all(outcomes: list[Outcome]) -> str:
+    """One digest for a campaign: equal for equal seeds, wherever and in whatever order they ran."""
+    whole = blake2b(digest_size=16)
+    for outcome in sorted(outcomes, key=lambda o: o.seed):
+        whole.update(f"{outcome.seed} {outcome.digest}\n".encode())
+    return whole.hexdigest()
 
 
 def _finish(
@@ -204,7 +198,7 @@ def _finish(
             f"{totals['recoveries']} recoveries"
         )
     if failed is None:
-        click.echo("every invariant held")
+        click.echo("every invariant held" if outcomes else "nothing ran")
     else:
         click.echo(f"seed {failed.seed} failed in phase {failed.phase}, turn {failed.turns}: {failed.what}")
         if "shrunk" in report:
@@ -219,21 +213,43 @@ def _told(replay: Replay, attempts: int) -> None:
 
 
 class _Progress:
-    """A bar on stderr, if that is a terminal."""
+    """A bar on stderr, if that is a terminal: seeds, how many a second, how long it will take."""
 
     def __init__(self, total: int, *, quiet: bool) -> None:
         self._bar: Any = None
-        if not quiet and sys.stderr.isatty():
-            self._bar = click.progressbar(length=total, label="seeds", file=sys.stderr)
-            self._bar.__enter__()
+        self._total = total
+        self._entries = 0
+        self._quiet = quiet or not sys.stderr.isatty()
+
+    def __enter__(self) -> _Progress:
+        if not self._quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("seeds"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("seeds", total=self._total, rate="")
+        return self
 
     def advance(self, outcome: Outcome) -> None:
-        if self._bar is not None:
-            self._bar.update(1)
+        if self._bar is None:
+            return
+        self._entries += outcome.statistics.get("committed", 0)
+        speed = self._bar.tasks[0].speed
+        rate = f"{speed:.1f} a second, " if speed else ""
+        self._bar.update(self._task, advance=1, rate=f"{rate}{self._entries} entries committed")
 
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
-            self._bar.__exit__(None, None, None)
+            self._bar.stop()
 
 
 if __name__ == "__main__":
