@@ -83,6 +83,8 @@ messages = st.one_of(
     st.builds(ms.ReadIndexReply, term=TERMS, request=NUMBERS, index=NUMBERS),
     st.builds(ms.Propose, term=TERMS, request=NUMBERS, payload=st.binary(max_size=3)),
     st.builds(ms.ProposeReply, term=TERMS, request=NUMBERS, reason=st.just("overloaded")),
+    st.builds(ms.ChangeMembers, term=TERMS, request=NUMBERS, payload=st.binary(max_size=3)),
+    st.builds(ms.ChangeMembersReply, term=TERMS, request=NUMBERS, reason=st.just("")),
 )
 senders = st.sampled_from([0, 1, 2, 3, 4, 99, U64_MAX])
 

@@ -12,6 +12,8 @@ from oarlock.errors import ProtocolViolation
 from oarlock.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
+    ChangeMembers,
+    ChangeMembersReply,
     Heartbeat,
     HeartbeatReply,
     InstallSnapshot,
@@ -103,6 +105,8 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(ProposeReply, term=u64, request=u64, reason=st.text(max_size=256)),
     st.builds(LeaseAsk, term=u64, request=u64, renew=i64s, query=i64s),
     st.builds(LeaseAnswer, term=u64, request=u64, renewed=i64s, remaining=i64s, reason=st.text(max_size=256)),
+    st.builds(ChangeMembers, term=u64, request=u64, payload=payload),
+    st.builds(ChangeMembersReply, term=u64, request=u64, reason=st.text(max_size=256)),
 )
 
 

@@ -161,6 +161,7 @@ class MemberProcess:
         self.peer_port = peer_port
         self.extra_flags: tuple[str, ...] = ()
         self.initial_cluster_state = "new"
+        self.initial_cluster = ""  # empty: the cluster's own
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -205,7 +206,7 @@ class MemberProcess:
             f"--advertise-client-urls={self.client_url}",
             f"--listen-peer-urls={self.peer_url}",
             f"--initial-advertise-peer-urls={self.peer_url}",
-            f"--initial-cluster={self.cluster.initial_cluster}",
+            f"--initial-cluster={self.initial_cluster or self.cluster.initial_cluster}",
             f"--initial-cluster-state={self.initial_cluster_state}",
             f"--initial-cluster-token={self.cluster.token}",
             *program.flags,
@@ -367,6 +368,17 @@ class LocalCluster:
             if member.name == name:
                 return member
         raise KeyError(name)
+
+    def add(self, name: str) -> MemberProcess:
+        """One more member, that joins; it is neither started nor added to the group of those that run."""
+        client_port, peer_port = free_ports(2)
+        directory = self.directory / f"{name}-{len(self.members)}"
+        member = MemberProcess(
+            self, name, directory.with_suffix(".data"), directory.with_suffix(".log"), client_port, peer_port
+        )
+        member.initial_cluster_state = "existing"
+        self.members.append(member)
+        return member
 
     def start(self, *, ready_seconds: float = READY_SECONDS) -> None:
         """Start every member that is down and wait until all are ready. Raises `ClusterError`, and then none runs."""

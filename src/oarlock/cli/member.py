@@ -114,7 +114,7 @@ async def start_member(config: ServerConfig) -> ServingMember:
     try:
         api = await start_api(
             # the node's views have the fields of the API's without being the same classes
-            cast(Backend, NodeBackend(node)),
+            cast(Backend, NodeBackend(node, strict_reconfig_check=config.strict_reconfig_check)),
             config.listen_client_urls,
             Metrics(),
             tls,

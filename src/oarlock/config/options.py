@@ -172,8 +172,8 @@ class ServerConfig:
     initial_cluster_state: str = _option(
         TEXT,
         "new",
-        "`new` begins a cluster; `existing` joins one that already counts this member. Ignored once the data "
-        "directory is in use.",
+        "`new` begins a cluster; `existing` joins one that already counts this member (`etcdctl member add`), which "
+        "the other members in `--initial-cluster` are asked about. Ignored once the data directory is in use.",
         section="clustering",
         choices=("new", "existing"),
     )
@@ -188,11 +188,18 @@ class ServerConfig:
         ID,
         0,
         "The id of the cluster (hexadecimal, as the ready line prints it) that a new member joins with "
-        "`--initial-cluster-state=existing`. 0: not given.",
+        "`--initial-cluster-state=existing`. 0: not given; the other members in `--initial-cluster` say it.",
         etcd=False,
         section="clustering",
         minimum=0,
         maximum=2**64 - 1,
+    )
+
+    strict_reconfig_check: bool = _option(
+        BOOL,
+        True,
+        "Refuse changes of members that could cost the cluster its majority: too few members started, or connected.",
+        section="clustering",
     )
 
     # -- consensus
@@ -455,7 +462,6 @@ ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
     "peer-cert-allowed-hostname": ("",),
     "peer-crl-file": ("",),
     "quota-backend-bytes": ("0", ""),
-    "strict-reconfig-check": ("true", "false"),  # nothing changes members through the API
     "unsafe-no-fsync": ("false",),
     "wal-dir": ("",),
 }

@@ -3,31 +3,32 @@
 A data directory holds `wal/` (the log, whose segments name cluster, member and disk), `snap/` (snapshot files) and, for
 a durable machine, `kv/`. Two members never share one: the log's lock sees to it.
 
-Ids are 64-bit hashes, alike wherever they are computed. A member's is that of the cluster's token and of its peer URLs
-in order; its name is left out, because a member may be added before it has one. The cluster's is that of its token and
-its first members' ids. Neither changes later.
+Ids are 64-bit hashes (`ids`). A first member's is that of the cluster's token and of its peer URLs in order; the
+cluster's is that of its token and its first members' ids. A member that is added later is given its id, and asks for it
+when it starts (`joining`). Neither changes later.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 from oarlock.errors import ConfigurationError, StorageError, WrongDirectory
 from oarlock.machines.base import Machine
-from oarlock.node.replica.directory import encode_record
+from oarlock.node.ids import cluster_id_of, member_id_of
+from oarlock.node.joining import JOIN_S, Joined, join
+from oarlock.node.replica.directory import decode_record, encode_record
 from oarlock.node.replica.member import Member, MemberLimits
 from oarlock.node.runtime import GROUP, Node
 from oarlock.node.snapshot_files import SnapshotFiles
 from oarlock.raft.config import RaftConfig
-from oarlock.raft.types import Configuration, MemberInfo, MemberRole, SnapshotMeta
+from oarlock.raft.types import Configuration, EntryKind, MemberInfo, MemberRole, SnapshotMeta, decode_configuration
 from oarlock.storage.disk import Disk
 from oarlock.storage.real_disk import RealDisk
 from oarlock.storage.snapshots import SnapshotStore
@@ -51,9 +52,9 @@ class NodeOptions:
     """What a node needs to know. URLs are `http://host:port` or `https://host:port`; times in ms.
 
     `initial_cluster` maps each first member's name to its peer URLs and holds this member under `name`; it is looked at
-    only while the data directory is new. `state` "existing": join a cluster that already counts this member; then
-    `cluster_id` must be given too, and `initial_cluster` need not. `witnesses` are names in `initial_cluster` that vote
-    and keep no state.
+    only while the data directory is new. `state` "existing": join a cluster that already counts this member, which the
+    others in `initial_cluster` are asked about; or, without others there, wait for a call of cluster `cluster_id`.
+    `witnesses` are names in `initial_cluster` that vote and keep no state.
     """
 
     name: str
@@ -75,25 +76,8 @@ class NodeOptions:
     tls: PeerTls | None = None
     segment_bytes: int = SEGMENT_BYTES
     tail_entries_max: int = 5_000
+    join_s: float = JOIN_S  # how long a new member asks an existing cluster for its place
     disk: Disk | None = None  # the file system's, unless a test gives another
-
-
-def member_id_of(token: str, peer_urls: Sequence[str]) -> int:
-    """The id of the member with these peer URLs in the cluster with this token; never 0."""
-    return _hash64("member", token, *sorted(peer_urls))
-
-
-def cluster_id_of(token: str, member_ids: Sequence[int]) -> int:
-    """The id of the cluster that begins with these members; never 0."""
-    return _hash64("cluster", token, *(f"{node:016x}" for node in sorted(member_ids)))
-
-
-def _hash64(*parts: str) -> int:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode()
-        digest.update(len(data).to_bytes(4, "big") + data)
-    return int.from_bytes(digest.digest()[:8], "big") or 1
 
 
 def initial_configuration(options: NodeOptions) -> Configuration:
@@ -130,13 +114,17 @@ class _Opened:
     identity: Identity
 
 
-def open_log(options: NodeOptions, disk: Disk) -> _Opened:
+def _unused(state: GroupState) -> bool:
+    """Whether the log has never been part of a group."""
+    return not (state.entries or state.snapshot.index or state.hard_state.term or state.snapshot.configuration.members)
+
+
+async def open_log(options: NodeOptions, disk: Disk) -> _Opened:
     """Open the log of this member, or begin it. Raises `ConfigurationError` or a `StorageError` that says what to do.
 
     A new log begins with the initial configuration as a mark at index 0, so that a restart does not depend on options
     that may have changed meanwhile.
     """
-    member_id = member_id_of(options.token, options.advertise_peer_urls)
     disk.mkdir(options.data_dir)
     path = f"{options.data_dir}/wal"
     if WriteAheadLog.exists(disk, path):
@@ -147,36 +135,85 @@ def open_log(options: NodeOptions, disk: Disk) -> _Opened:
             log.warning("log repaired: %s", recovered.repaired)
     else:
         _refuse_leftovers(options, disk)
-        if options.state == "existing":
-            if not options.cluster_id:
-                raise ConfigurationError(
-                    "initial-cluster-state is existing and no cluster id is given: take it from a member of the cluster"
-                )
-            cluster_id = options.cluster_id
-        else:
-            cluster_id = cluster_id_of(options.token, initial_configuration(options).ids)
-        identity = Identity(cluster_id, member_id, secrets.randbits(63) | 1)
+        joined = await _who_we_are(options)
+        identity = Identity(joined.cluster_id, joined.member_id, secrets.randbits(63) | 1)
         wal = WriteAheadLog.create(disk, path, identity, segment_bytes=options.segment_bytes)
         state = GroupState()
     try:
-        if identity.member_id != member_id or (options.cluster_id and identity.cluster_id != options.cluster_id):
-            of_cluster = f" of cluster {options.cluster_id:x}" if options.cluster_id else ""
-            raise WrongDirectory(
-                f"{options.data_dir} belongs to member {identity.member_id:x} of cluster {identity.cluster_id:x}, and "
-                f"this is member {member_id:x}{of_cluster} (by its token and advertised peer URLs): give this member "
-                "its own --data-dir, or the token and URLs that it began with",
-                path=options.data_dir,
-            )
-        unused = not state.entries and not state.snapshot.index and not state.hard_state.term
-        if unused and not state.snapshot.configuration.members and options.state != "existing":
-            mark = SnapshotMeta(configuration=initial_configuration(options))
-            wal.append(GROUP, None, (), snapshot=mark)
-            wal.sync()
-            state.snapshot = mark
+        if _unused(state):
+            joined = await _who_we_are(
+                options
+            )  # nothing of the group has come yet: the directory may be of another one
+            if (joined.cluster_id, joined.member_id) != (identity.cluster_id, identity.member_id):
+                raise _wrong_directory(options, identity, f"member {joined.member_id:x} of {joined.cluster_id:x}")
+            if options.state != "existing":
+                mark = SnapshotMeta(configuration=initial_configuration(options))
+                wal.append(GROUP, None, (), snapshot=mark)
+                wal.sync()
+                state.snapshot = mark
+        else:
+            _check_owner(options, identity, state)
     except BaseException:
         wal.close()
         raise
     return _Opened(wal, state, identity)
+
+
+async def _who_we_are(options: NodeOptions) -> Joined:
+    """The ids that a member with an empty directory has: computed for a new cluster, asked for in an existing one."""
+    own = member_id_of(options.token, options.advertise_peer_urls)
+    if options.state != "existing":
+        return Joined(cluster_id_of(options.token, initial_configuration(options).ids), own)
+    if not any(name != options.name for name in options.initial_cluster):
+        if options.cluster_id:
+            return Joined(options.cluster_id, own)
+        raise ConfigurationError(
+            "initial-cluster-state is existing, and no cluster id is given and no other member in initial-cluster: "
+            "give initial-cluster as `etcdctl member add` printed it"
+        )
+    return await join(
+        options.name, options.advertise_peer_urls, options.initial_cluster, options.tls, options.transport_limits,
+        cluster_id=options.cluster_id, join_s=options.join_s,
+    )  # fmt: skip
+
+
+def _wrong_directory(options: NodeOptions, identity: Identity, we: str) -> WrongDirectory:
+    return WrongDirectory(
+        f"{options.data_dir} belongs to member {identity.member_id:x} of cluster {identity.cluster_id:x}, and this is "
+        f"{we}: give this member its own --data-dir, or the URLs that it has in the cluster",
+        path=options.data_dir,
+    )
+
+
+def _check_owner(options: NodeOptions, identity: Identity, state: GroupState) -> None:
+    """A directory is used by the member that it belongs to, and by none that was removed. Raises `WrongDirectory`."""
+    if options.cluster_id and identity.cluster_id != options.cluster_id:
+        raise _wrong_directory(options, identity, f"a member of cluster {options.cluster_id:x}")
+    newest, committed = state.snapshot.configuration, state.snapshot.configuration
+    for entry in state.entries:
+        if entry.kind == EntryKind.CONFIG:
+            newest = decode_configuration(entry.payload)
+            if entry.index <= state.hard_state.commit:
+                committed = newest
+    if identity.member_id in committed.removed and not committed.joint:
+        raise WrongDirectory(
+            f"{options.data_dir} is of member {identity.member_id:x}, which was removed from cluster "
+            f"{identity.cluster_id:x}. To come back it must be added again (`etcdctl member add`) and start with an "
+            "empty data directory",
+            path=options.data_dir,
+        )
+    if identity.member_id == member_id_of(options.token, options.advertise_peer_urls):
+        return
+    for info in newest.members:
+        urls = set(decode_record(info.context).peer_urls)
+        if info.id != identity.member_id and urls & set(options.advertise_peer_urls):
+            raise _wrong_directory(options, identity, f"member {info.id:x}, by its peer URLs {','.join(sorted(urls))}")
+    own = newest.member(identity.member_id)
+    if own is not None and set(decode_record(own.context).peer_urls) != set(options.advertise_peer_urls):
+        log.warning(
+            "initial-advertise-peer-urls differ from what the configuration has for this member given=%s has=%s",
+            ",".join(options.advertise_peer_urls), ",".join(decode_record(own.context).peer_urls),
+        )  # fmt: skip
 
 
 def _refuse_leftovers(options: NodeOptions, disk: Disk) -> None:
@@ -236,8 +273,8 @@ async def start_node(options: NodeOptions, machine_factory: MachineFactory) -> N
         raise ConfigurationError("initial-advertise-peer-urls is empty: the others must be able to reach this member")
     disk = options.disk if options.disk is not None else RealDisk()
     try:
-        config = RaftConfig(
-            id=member_id_of(options.token, options.advertise_peer_urls),
+        config = RaftConfig(  # with any id, before anything is written: the rest of it must be right
+            id=1,
             election_timeout_ns=options.election_ms * MS,
             heartbeat_interval_ns=options.heartbeat_ms * MS,
             pre_vote=options.pre_vote,
@@ -247,7 +284,8 @@ async def start_node(options: NodeOptions, machine_factory: MachineFactory) -> N
         record = encode_record(options.name, options.advertise_peer_urls, options.advertise_client_urls)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    opened = open_log(options, disk)
+    opened = await open_log(options, disk)
+    config = replace(config, id=opened.identity.member_id)
     machine: Machine | None = None
     node: Node | None = None
     try:

@@ -33,6 +33,7 @@ from oarlock.node.replica.batch import COMMAND_BYTES_MAX
 from oarlock.node.replica.directory import MemberRecord, decode_record
 from oarlock.node.replica.leases import ASK_MAX
 from oarlock.node.replica.member import NEVER, Member, MemberStatus
+from oarlock.node.replica.reconfigure import MemberChange
 from oarlock.node.replica.sessions import plain
 from oarlock.node.snapshot_files import SnapshotFiles
 from oarlock.node.threads import Log, LogThread, Worker
@@ -63,6 +64,7 @@ from oarlock.raft.events import (
 from oarlock.raft.messages import AppendEntriesReply, HeartbeatReply, InstallSnapshot, Message
 from oarlock.raft.types import MemberInfo, NodeId
 from oarlock.transport.handshake import LocalIdentity, PeerAddress
+from oarlock.transport.roster import Roster, RosterMember
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,15 @@ READ_WAITERS_MAX: Final = 100_000  # reads waiting for a barrier
 LEASE_WAITERS_MAX: Final = 100_000  # leases asked about and not answered
 QUIET_TRACES: Final = frozenset({"ignored", "vote_granted", "election_lost", "compacted", "became_precandidate"})
 
+REMOVED_ADVICE: Final = (
+    "this member was removed from the cluster. To come back it must be added again (`etcdctl member add`) and start "
+    "with an empty data directory"
+)
+
 _ANSWERS: Final = (AppendEntriesReply, HeartbeatReply)
+_TOLD: Final = (
+    ev.Completed, ev.Failed, ev.ReadsFailed, ev.ReadsReady, ev.LeasesAnswered, ev.LeasesFailed, ev.Reconfigured
+)  # fmt: skip
 
 Done = Callable[[Any], None]
 
@@ -102,6 +112,8 @@ class MakeTransport(Protocol):
         on_peer_connected: Callable[[int, int], None],
         on_peer_down: Callable[[int], None],
         admit: Callable[[Any], str | None],
+        roster: Callable[[], Roster],
+        on_removed: Callable[[str], None],
     ) -> Any: ...
 
 
@@ -159,6 +171,8 @@ class Node:
             on_peer_connected=self._peer_connected,
             on_peer_down=self._peer_down,
             admit=self._admit,
+            roster=self._roster,
+            on_removed=self._told_removed,
         )
         self._started = False
         self._stopping = False
@@ -295,7 +309,7 @@ class Node:
         await asyncio.sleep(0)  # the turn that takes it
         await asyncio.sleep(0)
 
-    def _halt(self, error: BaseException) -> None:
+    def _halt(self, error: BaseException, *, removed: bool = False) -> None:
         """The member must not go on. Everybody who waits is told; the owner sees `halted` and calls `stop`."""
         if self.halted.done():
             return
@@ -307,11 +321,8 @@ class Node:
             if timer is not None:
                 timer.cancel()
         told = error if isinstance(error, RaftError) else Stopped(f"the member stopped: {error}")
-        for effect in self.member.stop(told):
-            if isinstance(
-                effect,
-                ev.Completed | ev.Failed | ev.ReadsFailed | ev.ReadsReady | ev.LeasesAnswered | ev.LeasesFailed,
-            ):
+        for effect in self.member.stop(told, removed=removed):
+            if isinstance(effect, _TOLD):
                 self._perform([effect])
         self._answer_everybody(told)
         self._run_flushes()
@@ -451,6 +462,15 @@ class Node:
         self._config_waits[self._token(done)] = done
         self._event(ConfigChangeRequested(self._next_token - 1, tuple(changes), auto_leave))
 
+    def reconfigure(self, change: MemberChange, done: Done) -> None:
+        """Change the membership as an operator asks, at any member. `done(None)` once it is in force and shows in
+        `records`, `done(Rejected)` with a reason of `reconfigure.REFUSALS`, or another `RaftError`."""
+        if self._stopping or self.halted.done():
+            self._soon(done, ProposalDropped("the member is stopping; the membership is as it was"))
+            return
+        self._config_waits[self._token(done)] = done
+        self._event(ev.Reconfigure(self._next_token - 1, change))
+
     def _token(self, done: Done) -> int:
         token = self._next_token
         self._next_token = token + 1
@@ -487,6 +507,12 @@ class Node:
         """`change_members` for coroutines."""
         future: asyncio.Future[Any] = self.loop.create_future()
         self.change_members(changes, _into(future), auto_leave=auto_leave)
+        await future
+
+    async def areconfigure(self, change: MemberChange) -> None:
+        """`reconfigure` for coroutines."""
+        future: asyncio.Future[Any] = self.loop.create_future()
+        self.reconfigure(change, _into(future))
         await future
 
     # ------------------------------------------------------------------ what others may look at
@@ -561,6 +587,23 @@ class Node:
         if hello.member_id in self.member.raft.committed_configuration.removed:
             return f"member {hello.member_id:x} was removed: it must come back with a new id and an empty directory"
         return None
+
+    def _told_removed(self, text: str) -> None:
+        """Another member says that we were removed: it has that committed, so it is so, and there is no way back."""
+        log.warning('told that this member was removed node=%x by="%s"', self.member_id, text)
+        if self._started:
+            self._halt(Stopped(REMOVED_ADVICE), removed=True)
+
+    def _roster(self) -> Roster:
+        """Who the members are, for somebody who wants to become one."""
+        raft = self.member.raft
+        records = self.records()
+        members = [
+            RosterMember(info.id, records[info.id].name, list(records[info.id].peer_urls))
+            for info in raft.configuration.members
+            if info.id not in raft.configuration.removed
+        ]
+        return Roster(self.cluster_id, self.member_id, self.name, raft.configuration_index, raft.leader_id, members)
 
     def _synced(self, ticket: int, seconds: float) -> None:
         self.metrics.persists += 1
@@ -747,6 +790,8 @@ class Node:
                     done(error)
             case ev.LeasesAnswered() | ev.LeasesFailed():
                 self._leases_answered(effect)
+            case ev.Reconfigured(token, error):
+                self._config_waits.pop(token)(error)
             case ConfigChanged(token):
                 self._config_waits.pop(token)(None)
             case ConfigRefused(token, reason):
@@ -770,7 +815,7 @@ class Node:
             case WriteChunk():
                 self._receive_snapshot(effect)
             case Halt(reason):
-                self._halt(Stopped(reason))
+                self._halt(Stopped(REMOVED_ADVICE if "removed" in reason else reason))
             case _:
                 raise AssertionError(f"an effect that nobody carries out: {effect!r}")
 

@@ -58,6 +58,8 @@ from oarlock.raft.log import Log
 from oarlock.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
+    ChangeMembers,
+    ChangeMembersReply,
     Heartbeat,
     HeartbeatReply,
     InstallSnapshot,
@@ -871,8 +873,8 @@ class Raft:
                 self._read_index_asked(sender, message)
             case ReadIndexReply():
                 self._read_index_answered(message)
-            case Propose() | ProposeReply() | LeaseAsk() | LeaseAnswer():
-                self._ignore(sender, message, "proposals and leases are the replica's business")
+            case Propose() | ProposeReply() | LeaseAsk() | LeaseAnswer() | ChangeMembers() | ChangeMembersReply():
+                self._ignore(sender, message, "proposals, leases and changes of members are the replica's business")
             case _:
                 assert_never(message)
 

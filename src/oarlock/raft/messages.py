@@ -186,6 +186,27 @@ class LeaseAnswer:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeMembers:
+    """A change of membership that a member passes on to the leader *of this term*; nobody else acts on it. (diss. 4)
+
+    `payload` is one change as the sender encoded it; `request` is the sender's counter: the leader takes each once.
+    """
+
+    term: Term
+    request: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeMembersReply:
+    """`reason` is empty once the change is committed and in force, else a short word: then nothing was changed."""
+
+    term: Term
+    request: int
+    reason: str
+
+
 Message: TypeAlias = (
     RequestVote
     | RequestVoteReply
@@ -203,4 +224,6 @@ Message: TypeAlias = (
     | ProposeReply
     | LeaseAsk
     | LeaseAnswer
+    | ChangeMembers
+    | ChangeMembersReply
 )

@@ -121,6 +121,10 @@ def message_text(message: ms.Message) -> str:
             return f"{head} renew {len(message.renew)} query {len(message.query)}"
         case ms.LeaseAnswer():
             return f"{head} {message.reason or len(message.renewed) + len(message.remaining)}"
+        case ms.ChangeMembers():
+            return f"{head} {len(message.payload)} bytes"
+        case ms.ChangeMembersReply():
+            return f"{head} {message.reason or 'done'}"
 
 
 def answer_text(answer: Answer) -> str:

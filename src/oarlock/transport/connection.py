@@ -29,6 +29,7 @@ from oarlock.transport.handshake import (
     encode_refusal,
 )
 from oarlock.transport.limits import TransportLimits
+from oarlock.transport.roster import ASK, Ask, Roster, decode_ask, encode_roster
 from oarlock.transport.wire import PING, PONG, REFUSAL, FrameParser
 
 
@@ -52,6 +53,9 @@ class Owner(Protocol):
 
     def greeting(self, connection: Connection, theirs: Hello) -> tuple[Hello | None, Refusal | None]:
         """Judge a hello: our answer to it if one is due, or the reason why there is none."""
+
+    def asked(self, connection: Connection, ask: Ask) -> Roster | Refusal:
+        """Who the members are; or why that is not told."""
 
     def opened(self, connection: Connection) -> None:
         """The handshake is done and `connection.peer_id` is set."""
@@ -142,6 +146,9 @@ class Connection(asyncio.Protocol):
         elif self.state is State.HANDSHAKE:
             try:
                 first = self._parser.first(data)
+                if first is not None and first[0] == ASK and not self.dialled:
+                    self._tell(decode_ask(self.address, first[1]))
+                    return
                 opened = first is not None and self._greet(decode_first(self.address, *first))
             except ProtocolViolation as error:
                 self._violated(error)
@@ -238,6 +245,18 @@ class Connection(asyncio.Protocol):
         if self.dialled:
             self.ping()
         return True
+
+    def _tell(self, ask: Ask) -> None:
+        """Somebody who is no member asks who the members are: answer, and close."""
+        assert self.transport is not None
+        answer = self._owner.asked(self, ask)
+        if isinstance(answer, Refusal):
+            self._refused(answer, by_us=True)
+            return
+        self.transport.write(encode_roster(answer))
+        if not self.handshaken.done():
+            self.handshaken.set_result(None)
+        self.close("it asked for the members")
 
     def _refused(self, refusal: Refusal, *, by_us: bool) -> None:
         assert self.transport is not None

@@ -34,15 +34,17 @@ from oarlock.transport.handshake import (
     hello_of,
 )
 from oarlock.transport.limits import LimitedLog, TransportLimits
+from oarlock.transport.roster import Ask, Roster
 from oarlock.transport.sockets import bind, parse_url, resolve, tune
 from oarlock.transport.tls import PeerTls, carries, member_uri, show_names
-from oarlock.transport.wire import BULK_TYPES, encode_frame
+from oarlock.transport.wire import BULK_TYPES, PROTOCOL_MAJOR_MAX, PROTOCOL_MAJOR_MIN, encode_frame
 
 OnMessages = Callable[[int, list[tuple[int, Message]]], None]
 OnConnected = Callable[[int, int], None]
 OnDown = Callable[[int], None]
 Admit = Callable[[Hello], str | None]
 
+REMOVED: Final = "removed"  # the reason of a refusal: whoever says hello was removed, by a committed change
 QUICK_RETRY_S: Final = 0.005  # between looks at a process that may be dying: its listener can outlive its connections
 QUICK_RETRIES_MAX: Final = 5
 
@@ -122,9 +124,10 @@ class Transport:
     the process of a peer is gone: an established connection broke, and at once nobody listened at any of its addresses.
     A timeout never says so.
 
-    `admit(hello)` is asked about a member of this cluster that is not among the peers: None lets it in, a text is the
-    reason why not. Without `admit` none is let in. A member that was away while the cluster changed needs it: its
-    leader may be one that it has never heard of (Raft 6).
+    `admit(hello)` is asked about a member of this cluster that is not among the peers: None lets it in, a text says
+    that it was removed. `on_removed(text)` is called when another member says so of us; `roster` tells who the members
+    are to somebody who wants to become one. Without `admit` none is let in. A member that was away while the cluster
+    changed needs it: its leader may be one that it has never heard of (Raft 6).
     """
 
     def __init__(
@@ -138,6 +141,8 @@ class Transport:
         limits: TransportLimits | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         admit: Admit | None = None,
+        roster: Callable[[], Roster] | None = None,
+        on_removed: Callable[[str], None] | None = None,
     ) -> None:
         if tls is not None:
             tls.check(identity.name)
@@ -148,6 +153,8 @@ class Transport:
         self._on_peer_connected = on_peer_connected
         self._on_peer_down = on_peer_down
         self._admit = admit
+        self._roster = roster
+        self._on_removed = on_removed
         self._tls = tls
         self._clock = clock
         self._lines = LimitedLog(_log, self.limits.log_interval_s, clock)
@@ -481,11 +488,29 @@ class Transport:
         refusal = check_hello(self.identity, theirs, known=known, dialled=connection.dialled)
         if refusal is not None and refusal.reason == "unknown-member" and not connection.dialled:
             refusal = self._stranger(theirs, refusal)
-        if refusal is None and connection.secure:
+        if refusal is None and connection.secure and self._tls is not None and self._tls.verifies:
             refusal = self._judge_certificate(connection, theirs, known)
         if refusal is not None:
             return None, refusal
         return (None if connection.dialled else hello_of(self.identity)), None
+
+    def asked(self, connection: Connection, ask: Ask) -> Roster | Refusal:
+        if ask.major_max < PROTOCOL_MAJOR_MIN or ask.major_min > PROTOCOL_MAJOR_MAX:
+            return Refusal(
+                "version", f"this member speaks protocol versions {PROTOCOL_MAJOR_MIN} to {PROTOCOL_MAJOR_MAX}"
+            )
+        if self._roster is None:
+            return Refusal("protocol", "this member does not tell who the members are")
+        if connection.secure and self._tls is not None and self._tls.verifies:
+            assert connection.transport is not None
+            certificate = connection.transport.get_extra_info("peercert")
+            if not carries(certificate, ask.name):
+                return Refusal(
+                    "certificate",
+                    f"the certificate of whoever asks does not carry the name {ask.name!r}: its subjectAltName needs "
+                    f"URI:{member_uri(ask.name)} or DNS:{ask.name}, and has {show_names(certificate)}",
+                )
+        return self._roster()
 
     def _stranger(self, theirs: Hello, refusal: Refusal) -> Refusal | None:
         if self._admit is None or not theirs.member_id:
@@ -493,7 +518,7 @@ class Transport:
         if sum(1 for node in self._incoming if node not in self._peers) >= self.limits.strangers_max:
             return Refusal("unknown-member", f"{self.limits.strangers_max} unknown members are connected already")
         why = self._admit(theirs)
-        return None if why is None else Refusal("unknown-member", why)
+        return None if why is None else Refusal(REMOVED, why)
 
     def _why_not_admitted(self, hello: Hello) -> str | None:
         return self._admit(hello) if self._admit is not None else "it is not a member"
@@ -561,6 +586,8 @@ class Transport:
             self.counters.refused += 1
         else:
             self.counters.refused_by_peer += 1
+            if refusal.reason == REMOVED and connection.dialled and self._on_removed is not None:
+                self._on_removed(refusal.text)
         self._lines.warning(
             f"refused {by_us} {refusal.reason} {connection.dialled:x}",
             f"peer {'refused' if by_us else 'refused us'} node={self._me} address={connection.address} "

@@ -135,3 +135,9 @@ class LeaseAnswer(msgspec.Struct, array_like=True):
     renewed: list[_I64]
     remaining: list[_I64]
     reason: Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
+
+
+class Change(msgspec.Struct, array_like=True, gc=False):
+    term: U64
+    request: U64
+    payload: bytes

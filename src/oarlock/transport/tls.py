@@ -70,6 +70,11 @@ class PeerTls:
         self._stamp = self._stamps()
         self._server, self._client = self._read()
 
+    @property
+    def verifies(self) -> bool:
+        """Whether certificates are checked, and must carry the names of members."""
+        return True
+
     def server_context(self) -> ssl.SSLContext:
         """For connections that come in."""
         self._maybe_reload()

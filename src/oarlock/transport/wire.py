@@ -19,6 +19,8 @@ from oarlock.errors import ProtocolViolation
 from oarlock.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
+    ChangeMembers,
+    ChangeMembersReply,
     Heartbeat,
     HeartbeatReply,
     InstallSnapshot,
@@ -49,6 +51,7 @@ HANDSHAKE_BODY_BYTES_MAX: Final = 4 * 2**10  # of a frame from somebody who has 
 ENTRY_PAYLOAD_BYTES_MAX: Final = 32 * 2**20  # of one entry or one forwarded proposal
 SNAPSHOT_CHUNK_BYTES_MAX: Final = 2**20
 CONFIGURATION_BYTES_MAX: Final = 2**20  # encoded; 64 members with 4 KiB of context each stay well below
+CHANGE_BYTES_MAX: Final = 8 * 2**10  # of one forwarded change of membership
 LEASES_PER_MESSAGE_MAX: Final = 8192  # renewals and questions together
 
 _HEADER = struct.Struct("<BIIIB")  # lead, crc of everything after it, length of the body, group, type
@@ -131,6 +134,12 @@ def _lease_answer(m: Any) -> LeaseAnswer:
     )
 
 
+def _change(m: Any) -> ChangeMembers:
+    if len(m.payload) > CHANGE_BYTES_MAX:
+        raise ValueError(f"a change of membership of {len(m.payload)} bytes (at most {CHANGE_BYTES_MAX})")
+    return ChangeMembers(term=m.term, request=m.request, payload=m.payload)
+
+
 def _plain(message: type[Any], shape: type[Any]) -> Callable[[Any], Any]:
     """A builder for messages that have exactly their shape's fields."""
     names = shape.__struct_fields__
@@ -197,6 +206,12 @@ def _lease_answer_fields(m: LeaseAnswer) -> tuple[object, ...]:
     return (m.term, m.request, m.renewed, m.remaining, m.reason)
 
 
+def _change_fields(m: ChangeMembers) -> tuple[object, ...]:
+    if len(m.payload) > CHANGE_BYTES_MAX:
+        raise ValueError(f"a change of membership of {len(m.payload)} bytes (at most {CHANGE_BYTES_MAX})")
+    return (m.term, m.request, m.payload)
+
+
 _Fields: TypeAlias = Callable[[Any], tuple[object, ...]]
 
 # A type's number never changes and is never used again for another. 0 and 255 are never used; 240 and above are frames
@@ -221,6 +236,8 @@ _TYPES: Final[tuple[tuple[int, type[Any], type[Any], Callable[[Any], Any] | None
     (14, ProposeReply, shapes.ProposeReply, None, lambda m: (m.term, m.request, m.reason)),
     (15, LeaseAsk, shapes.LeaseAsk, _lease_ask, _lease_ask_fields),
     (16, LeaseAnswer, shapes.LeaseAnswer, _lease_answer, _lease_answer_fields),
+    (17, ChangeMembers, shapes.Change, _change, _change_fields),
+    (18, ChangeMembersReply, shapes.ProposeReply, None, lambda m: (m.term, m.request, m.reason)),
 )  # fmt: skip
 
 HELLO: Final = 240

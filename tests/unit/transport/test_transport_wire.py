@@ -16,6 +16,8 @@ from oarlock.raft import messages
 from oarlock.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
+    ChangeMembers,
+    ChangeMembersReply,
     Heartbeat,
     HeartbeatReply,
     InstallSnapshot,
@@ -71,6 +73,8 @@ CORPUS: tuple[tuple[int, Message], ...] = (
     (0, LeaseAsk(term=7, request=14, renew=(1, -(2**63)), query=(2**63 - 1,))),
     (0, LeaseAnswer(term=7, request=14, renewed=(60, 0), remaining=(-1,))),
     (0, LeaseAnswer(term=7, request=14, reason="not_leader")),
+    (0, ChangeMembers(term=7, request=14, payload=b"a change")),
+    (0, ChangeMembersReply(term=7, request=14, reason="unhealthy")),
 )
 
 
@@ -233,7 +237,7 @@ def entry(term: object = 7, kind: object = 0, payload: object = b"") -> tuple[ob
         (raw(7, 7, 9, 3, b" " * (2**20 + 1), 70, b"", 0, b"", False), "configuration of 1048577 bytes"),
         (raw(7, 7, 9, 3, b"{}", 70, b"", 0, bytes(2**20 + 1), False), "chunk of 1048577 bytes \\(at most 1048576\\)"),
         (raw(14, 7, 1, "x" * 257), "256"),
-        (raw(17, 7), "message type 17 is not known"),
+        (raw(99, 7), "message type 99 is not known"),
         (raw(0, 7), "message type 0 is not known"),
         (raw(255, 7), "message type 255 is not known"),
         (with_header(b"", number=9), "truncated"),

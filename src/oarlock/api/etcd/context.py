@@ -81,7 +81,10 @@ class ServiceContext:
     def may_serve(self, call: Call) -> None:
         """Raises `RpcError` unless this member may serve what a learner may not."""
         if self.is_learner:
-            raise RpcError(*errors.NOT_FOR_LEARNER)
+            view = self.backend.status()
+            self.is_learner = view.is_learner
+            if view.is_learner:  # one that has no leader either is about to join: its clients may try again elsewhere
+                raise RpcError(*(errors.NOT_FOR_LEARNER if view.leader else errors.NO_LEADER))
         if call.need_leader and not self.backend.status().leader:
             raise RpcError(*errors.NO_LEADER)
 

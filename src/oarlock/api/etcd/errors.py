@@ -51,6 +51,28 @@ NO_PASSWORD_USER = (Code.UNKNOWN, "auth: authentication failed, password was giv
 VERIFY_ONLY = (Code.UNKNOWN, "auth: token signing attempted with verify-only key")
 TIMED_OUT = (Code.UNAVAILABLE, "etcdserver: request timed out")
 
+MEMBER_BAD_URLS = (Code.INVALID_ARGUMENT, "etcdserver: given member URLs are invalid")
+MEMBER_NOT_FOUND = (Code.NOT_FOUND, "etcdserver: member not found")
+
+_OF_MEMBERSHIP = {
+    "id_exists": (Code.FAILED_PRECONDITION, "etcdserver: member ID already exist"),
+    "id_removed": MEMBER_NOT_FOUND,  # as etcd, which says nothing else of an id that was removed
+    "urls_exist": (Code.FAILED_PRECONDITION, "etcdserver: Peer URLs already exists"),
+    "not_found": MEMBER_NOT_FOUND,
+    "not_learner": (Code.FAILED_PRECONDITION, "etcdserver: can only promote a learner member"),
+    "not_in_sync": (
+        Code.FAILED_PRECONDITION,
+        "etcdserver: can only promote a learner member which is in sync with leader",
+    ),
+    "too_many_learners": (Code.FAILED_PRECONDITION, "etcdserver: too many learner members in cluster"),
+    "not_enough_started": (
+        Code.FAILED_PRECONDITION,
+        "etcdserver: re-configuration failed due to not enough started members",
+    ),
+    "unhealthy": (Code.UNAVAILABLE, "etcdserver: unhealthy cluster"),
+}
+"""By the reason of a refused change of membership."""
+
 _OF_KV_ERROR = {
     KvError.COMPACTED: COMPACTED,
     KvError.FUTURE_REVISION: FUTURE_REVISION,
@@ -113,6 +135,8 @@ def of_raft_error(error: RaftError) -> tuple[Code, str]:
         case Stopped() | StorageError():
             return SERVER_STOPPED
         case Rejected():
+            if error.reason in _OF_MEMBERSHIP:
+                return _OF_MEMBERSHIP[error.reason]
             return (Code.FAILED_PRECONDITION, f"etcdserver: {error}")
         case _:
             return (Code.UNKNOWN, f"etcdserver: {error}")

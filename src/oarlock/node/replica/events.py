@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from oarlock.errors import RaftError
 from oarlock.machines.base import Capture, Checkpoint
+from oarlock.node.replica.reconfigure import MemberChange
 from oarlock.raft.events import (
     ChunkWritten,
     ConfigChanged,
@@ -66,6 +67,14 @@ class LeasesAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconfigure:
+    """Somebody wants `change` of the membership; any member may be asked. Exactly one `Reconfigured` answers."""
+
+    token: int
+    change: MemberChange
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointWritten:
     """The `write` of the checkpoint in `WriteCheckpoint` has returned."""
 
@@ -89,6 +98,7 @@ MemberEvent: TypeAlias = (
     Submit
     | ReadBarrier
     | LeasesAsked
+    | Reconfigure
     | MessageReceived
     | Persisted
     | TimePassed
@@ -159,6 +169,15 @@ class LeasesFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """The change asked for under `token` is in force (no error), was refused (`Rejected`), or `error.outcome` says
+    whether it may have taken place."""
+
+    token: int
+    error: RaftError | None
+
+
+@dataclass(frozen=True, slots=True)
 class WriteSnapshot:
     """Write `capture` to a file under the identity `snapshot` in the background and close it. Then give back
     `SnapshotWritten` with size and digest filled in, or `SnapshotFailed`."""
@@ -188,6 +207,7 @@ MemberEffect: TypeAlias = (
     | ReadsFailed
     | LeasesAnswered
     | LeasesFailed
+    | Reconfigured
     | WriteSnapshot
     | WriteCheckpoint
     | LoadSnapshot

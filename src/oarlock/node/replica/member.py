@@ -45,6 +45,8 @@ from oarlock.node.replica.events import (
     ReadBarrier,
     ReadsFailed,
     ReadsReady,
+    Reconfigure,
+    Reconfigured,
     SnapshotFailed,
     SnapshotLoaded,
     Submit,
@@ -54,6 +56,7 @@ from oarlock.node.replica.events import (
 from oarlock.node.replica.forwarding import ForwardedProposals, Verdict
 from oarlock.node.replica.leases import LeaseKeeper
 from oarlock.node.replica.pending import Group, Pending, Reads
+from oarlock.node.replica.reconfigure import Reconfiguration
 from oarlock.node.replica.sessions import Envelope, known_kind, plain, publish
 from oarlock.raft.config import RaftConfig
 from oarlock.raft.core import Raft, Rng
@@ -61,6 +64,8 @@ from oarlock.raft.events import (
     Appended,
     Applied,
     Apply,
+    ConfigChanged,
+    ConfigRefused,
     DiskHealth,
     Event,
     Halt,
@@ -76,8 +81,17 @@ from oarlock.raft.events import (
     Send,
     SnapshotWritten,
     StartSnapshot,
+    TransferDone,
 )
-from oarlock.raft.messages import LeaseAnswer, LeaseAsk, Propose, ProposeReply
+from oarlock.raft.messages import (
+    ChangeMembers,
+    ChangeMembersReply,
+    LeaseAnswer,
+    LeaseAsk,
+    Message,
+    Propose,
+    ProposeReply,
+)
 from oarlock.raft.status import RaftStatus
 from oarlock.raft.types import (
     NOBODY,
@@ -196,6 +210,7 @@ class Member:
         self._out: list[MemberEffect] = []
         self._step: list[Event] = []  # for the next call of the core
         self._halted = False
+        self._halt: Halt | None = None  # given out last: whoever waits is told before the driver stops
 
         self._pending = Pending()
         self._reads = Reads()
@@ -229,6 +244,15 @@ class Member:
         if isinstance(audited, AuditMachine):
             self._auditor = Auditor(audited, self.id, self.limits.audit_interval_ns, now)
         self._disk_sick = False
+        self._changes = Reconfiguration(
+            self.raft,
+            timeout_ns=self._timeout_ns,
+            send=self._send,
+            step=self._to_core,
+            answer=self._reconfigured,
+            request=self._next_request,
+            records=self.records,
+        )
 
         self._record = decode_record(record) if record else None
         self._record_bytes = record
@@ -321,6 +345,8 @@ class Member:
         reads = self._reads.deadline()
         if reads is not None:
             deadline = min(deadline, reads)
+        if not self._changes.idle:
+            deadline = min(deadline, self._changes.deadline())
         if self._entries_since and not self._saving and self.machine is not None and self.machine.durable:
             deadline = min(deadline, max(self._saved_at + self.limits.checkpoint_interval_ns, self._save_not_before))
         if self._save_not_before > self._now and (self._snapshot_wanted or self._entries_since):
@@ -363,12 +389,16 @@ class Member:
             for effect in raft.handle(step, now):
                 self._perform(effect)
             if self.halted:
+                assert self._halt is not None
                 self._fail_everything(Stopped("the member stopped"))
+                out.append(self._halt)
                 break
             if raft.is_leader:
                 self._forwarded.lead(raft.current_term)
             if not self._step:
                 self._dispatch()
+                if not self._changes.idle:
+                    self._changes.turn(self._applied_term, now)
                 self._maybe_publish()
                 self._maybe_save()
                 if self._auditor is not None:
@@ -381,8 +411,12 @@ class Member:
         self._out = []
         return out
 
-    def stop(self, error: RaftError | None = None) -> list[MemberEffect]:
-        """The driver stops this member: everybody who waits is told. `handle` does nothing from now on."""
+    def stop(self, error: RaftError | None = None, *, removed: bool = False) -> list[MemberEffect]:
+        """The driver stops this member: everybody who waits is told. `handle` does nothing from now on.
+
+        `removed`: because others have its removal committed, whether or not that has come here.
+        """
+        self._changes.removed = removed
         self._halted = True
         out: list[MemberEffect] = []
         self._out = out
@@ -403,6 +437,8 @@ class Member:
                 elif isinstance(message, LeaseAnswer):
                     if self._keeper is not None:
                         self._keeper.answer_received(message)
+                elif isinstance(message, ChangeMembers | ChangeMembersReply):
+                    self._changes.received(sender, message, self._now)
                 else:
                     self._step.append(event)
             case Submit(first, commands):
@@ -419,6 +455,8 @@ class Member:
                     self._out.append(LeasesFailed(token, ProposalDropped("this member's machine has no leases")))
                 else:
                     self._keeper.ask(token, renew, query, self._now)
+            case Reconfigure(token, change):
+                self._changes.ask(token, change, self._now)
             case CheckpointWritten(checkpoint):
                 self._checkpoint_written(checkpoint)
             case SnapshotWritten():
@@ -467,11 +505,28 @@ class Member:
                 self._out.append(LoadSnapshot(snapshot))
             case StartSnapshot(index):
                 self._snapshot_wanted = max(index, 1)
+            case ConfigChanged(token) | ConfigRefused(token) | TransferDone(token) if self._changes.takes(token):
+                self._changes.core_answered(effect)
             case Halt():
                 self._halted = True
-                self._out.append(effect)
+                self._halt = effect
             case _:
                 self._out.append(effect)  # type: ignore[arg-type]  # the rest of raft's effects are ours too
+
+    # ------------------------------------------------------------------ changes of membership
+
+    def _send(self, to: NodeId, message: Message) -> None:
+        self._out.append(Send(to, message))
+
+    def _to_core(self, event: Event) -> None:
+        self._step.append(event)
+
+    def _reconfigured(self, token: int, error: RaftError | None) -> None:
+        self._out.append(Reconfigured(token, error))
+
+    def _next_request(self) -> int:
+        self._request += 1
+        return self._request
 
     # ------------------------------------------------------------------ proposals: the queue
 
@@ -930,3 +985,4 @@ class Member:
             self._keeper.fail_everything(error)
             self._out += self._keeper.out
             self._keeper.out = []
+        self._changes.fail_everything(error)

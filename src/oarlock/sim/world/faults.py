@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from oarlock.node.replica.reconfigure import AddMember, MemberChange, PromoteMember, RemoveMember, UpdateMember
 from oarlock.raft import events as raft
 from oarlock.raft.types import Configuration, MemberInfo, NodeId
 from oarlock.sim.invariants import quorum_holds
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 HOUR: Final = 3600 * 10**9
 IDS_MAX: Final = 12  # members that a run may ever have
+ASKING_WORLDS: Final = 3  # in one of so many worlds operators also ask as people do, at any member
 CAPACITY_SLACK: Final = 9000  # bytes that a full disk still takes
 
 
@@ -25,6 +27,7 @@ class Faults:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._asks = not world.choices.draw("reconfigure", ASKING_WORLDS)
         self.struck: dict[str, int] = {}
         for name in TIMED:
             if name in world.swarm.interval:
@@ -324,8 +327,40 @@ class Faults:
             ids = [0, *self._ids()]
             process.transfer(ids[draw.draw(len(ids))])
 
+    def _ask(self) -> None:
+        """An operator asks any member for a change, as the API does; the leader decides. (node.replica.reconfigure)"""
+        world = self._world
+        draw = world.choices.stream("reconfigure")
+        process = self._some(draw)
+        if process is None:
+            return
+        configuration = process.core.configuration
+        ids = configuration.ids
+        fresh = max(world.processes) + 1
+        kind = draw.draw(8)
+        change: MemberChange
+        if kind < 3 and fresh <= IDS_MAX:
+            change = AddMember(fresh, (f"http://n{fresh}:1",), draw.draw(2), strict=draw.draw(4) == 3)
+            world.join(fresh)
+        elif not ids:
+            return
+        else:
+            node = ids[draw.draw(len(ids))]
+            if kind < 5:
+                change = PromoteMember(node, strict=False)
+            elif kind == 5:
+                change = UpdateMember(node, (f"http://n{node}:{1 + draw.draw(3)}",))
+            else:
+                # Without the leader's own check only where those that are left agree, whatever else is under way.
+                removal = [raft.ConfigChange(raft.ChangeKind.REMOVE, MemberInfo(id=node))]
+                spared = node in configuration.learners or (process.leads and self._survivable(configuration, removal))
+                change = RemoveMember(node, strict=not spared)
+        process.reconfigure(change)
+
     def _members(self, draw: Stream) -> None:
         """An operator changes the membership, at any member, whatever others do at the same time."""
+        if self._asks:
+            self._ask()
         world = self._world
         leaders = [p for p in world.up() if p.leads]
         process = self._some(draw, leaders if leaders and draw.draw(4) else None)

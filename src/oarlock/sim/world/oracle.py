@@ -102,6 +102,7 @@ class Oracle:
         self.configuration_index: Index = 0
         self.model: Any = application.reference()
         self._stamp = 0  # the leaders' clock, as entries carry it
+        self.never_added: set[NodeId] = set()  # members whose addition was refused
         self.answers: dict[tuple[NodeId, int, int], tuple[Index, Plain]] = {}  # (member, boot, number)
         self.denied: set[tuple[NodeId, int, int]] = set()  # said not to be executed, now or ever
         self.acknowledged: Index = 0  # the highest index that any answer to anybody rests on

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from oarlock.errors import Corrupt, Outcome, StorageError
+from oarlock.errors import Corrupt, Outcome, RaftError, StorageError
 from oarlock.node.replica import Member
 from oarlock.node.replica import events as ev
 from oarlock.node.replica.directory import encode_record
+from oarlock.node.replica.reconfigure import AddMember, MemberChange, PromoteMember, RemoveMember, UpdateMember
 from oarlock.raft import events as raft
 from oarlock.raft.core import Raft
 from oarlock.raft.messages import InstallSnapshot
@@ -98,6 +99,7 @@ class Process:
         self.outstanding: dict[int, Op] = {}
         self.reads: dict[int, Op] = {}
         self.tokens: dict[int, str] = {}  # of operators: what each waits for
+        self._changes: dict[int, MemberChange] = {}
         self.known: dict[NodeId, int] = {}
         self.number = 1
         self._wal: WriteAheadLog | None = None
@@ -430,7 +432,7 @@ class Process:
                     world.network.send(self, to, message)
                 case raft.Persist():
                     self._queue.append(effect)
-                case ev.Completed() | ev.Failed() | ev.ReadsReady() | ev.ReadsFailed():
+                case ev.Completed() | ev.Failed() | ev.ReadsReady() | ev.ReadsFailed() | ev.Reconfigured():
                     self._answer([effect])
                 case raft.SendSnapshot():
                     self._work(1, lambda effect=effect: self._send_chunk(effect))  # type: ignore[misc]
@@ -496,6 +498,30 @@ class Process:
                         op.read(self)
                 case ev.ReadsFailed(token, error):
                     self._read(token).failed(self, 0, error)
+                case ev.Reconfigured(token, failure):
+                    self._reconfigured(token, failure)
+
+    def _reconfigured(self, token: int, error: RaftError | None) -> None:
+        """An operator is told what became of a change; what that means is looked up in the committed log."""
+        if self.tokens.pop(token, None) is None:
+            raise Violation("CFG", f"member {self.id} answered change {token}, which does not wait for an answer")
+        change = self._changes.pop(token)
+        oracle = self.world.oracle
+        there, removed = oracle.configuration.ids, oracle.configuration.removed
+        node = change.member
+        if error is None:
+            held = {
+                AddMember: node in there or node in removed,
+                RemoveMember: node in removed,
+                PromoteMember: node in oracle.configuration.voters or node in removed,
+                UpdateMember: node in there or node in removed,
+            }[type(change)]
+            if not held:
+                raise Violation(
+                    "CFG", f"member {self.id} says that {change} is done; {oracle.configuration} is committed"
+                )
+        elif isinstance(change, AddMember) and error.outcome is not Outcome.UNKNOWN:
+            oracle.never_added.add(node)
 
     def _outstanding(self, number: int) -> Op:
         op = self.outstanding.pop(number, None)
@@ -691,6 +717,14 @@ class Process:
         self.number += 1
         self.tokens[token] = "change"
         self.give(raft.ConfigChangeRequested(token, changes, auto_leave))
+        return token
+
+    def reconfigure(self, change: MemberChange) -> int:
+        token = self.number
+        self.number += 1
+        self.tokens[token] = "reconfigure"
+        self._changes[token] = change
+        self.give(ev.Reconfigure(token, change))
         return token
 
     def transfer(self, target: NodeId) -> int:

@@ -79,6 +79,8 @@ def effect_text(effect: Any) -> str:
             return f"reads ready {tokens}"
         case ev.ReadsFailed(token, error):
             return f"read failed {token}: {type(error).__name__}"
+        case ev.Reconfigured(token, failure):
+            return f"reconfigured {token}: {type(failure).__name__ if failure is not None else 'done'}"
         case raft.SendSnapshot(to, _, snapshot, offset):
             return f"send snapshot [{snapshot.term}.{snapshot.index}] from {offset} to {to}"
         case raft.WriteChunk(_, snapshot, offset, data):

@@ -463,6 +463,8 @@ class World:
         application = self.application
         everything = application.everything()
         captures: dict[int, tuple[bytes, NodeId]] = {}
+        if added := sorted(oracle.never_added & {*oracle.configuration.ids, *oracle.configuration.removed}):
+            raise Violation("CFG", f"members {added} were added although that was refused: {oracle.configuration}")
         for process in self.members():
             machine = process.machine
             if machine is None:
