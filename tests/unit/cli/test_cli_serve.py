@@ -100,8 +100,6 @@ def test_what_is_taken_is_refused_with_its_exit_code(tmp_path: Path) -> None:
         assert (code, "Address already in use" in says) == (Exit.ADDRESS, True), says
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS) == Exit.CLEAN
-    code, says = refused(command(tmp_path / "n1"))  # the directory is free now, but of another member
-    assert (code, "belongs to member" in says) == (Exit.STORAGE, True), says
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
