@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.support.h2_client import Answer, H2Client
+from tests.support.single_backend import MEMBER_ID
 
 from oarlock.api import proto
 from oarlock.api.etcd.tokens import AuthOptions
@@ -60,3 +61,98 @@ async def people(client: H2Client) -> dict[str, str]:
         await ok(client, "Auth/UserGrantRole", m("AuthUserGrantRoleRequest", user=user, role=role))
     await ok(client, "Auth/AuthEnable", m("AuthEnableRequest"))
     return {name: await login(client, name) for name in USERS}
+
+
+def txn(*operations: Any) -> Any:
+    request = m("TxnRequest")
+    field = {"RangeRequest": "request_range", "PutRequest": "request_put", "DeleteRangeRequest": "request_delete_range",
+             "TxnRequest": "request_txn"}  # fmt: skip
+    for op in operations:
+        getattr(request.success.add(), field[op.DESCRIPTOR.name]).CopyFrom(op)
+    return request
+
+
+def grant(role: str, key: bytes, end: bytes, kind: int = 0) -> Any:
+    request = m("AuthRoleGrantPermissionRequest", name=role)
+    request.perm.permType, request.perm.key, request.perm.range_end = kind, key, end
+    return request
+
+
+ANY, LOGGED_IN, READER, WRITER, ROOT = range(5)
+"""What a call needs: nothing; any login; to read, or to write, in [a, c); root."""
+
+ALLOWED = {
+    ANY: {"", *USERS},
+    LOGGED_IN: set(USERS),
+    READER: {"reader", "writer", "root"},
+    WRITER: {"writer", "root"},
+    ROOT: {"root"},
+}
+
+MATRIX: list[tuple[str, Any, int]] = [
+    ("KV/Range", m("RangeRequest", key=b"a"), READER),
+    ("KV/Range", m("RangeRequest", key=b"a", serializable=True), READER),
+    ("KV/Range", m("RangeRequest", key=b"a", range_end=b"c"), READER),
+    ("KV/Range", m("RangeRequest", key=b"a", range_end=b"c\0"), ROOT),
+    ("KV/Range", m("RangeRequest", key=b"a", range_end=b"\0"), ROOT),
+    ("KV/Range", m("RangeRequest", key=b"a", range_end=b"\0", serializable=True, count_only=True), ROOT),
+    ("KV/Range", m("RangeRequest", key=b"z"), ROOT),
+    ("KV/Put", m("PutRequest", key=b"a"), WRITER),
+    ("KV/Put", m("PutRequest", key=b"a", prev_kv=True), WRITER),
+    ("KV/Put", m("PutRequest", key=b"z"), ROOT),
+    ("KV/DeleteRange", m("DeleteRangeRequest", key=b"a"), WRITER),
+    ("KV/DeleteRange", m("DeleteRangeRequest", key=b"a", range_end=b"\0"), ROOT),
+    ("KV/Txn", txn(m("RangeRequest", key=b"a")), READER),
+    ("KV/Txn", txn(m("RangeRequest", key=b"a", serializable=True)), READER),
+    ("KV/Txn", txn(m("PutRequest", key=b"a")), WRITER),
+    ("KV/Txn", txn(txn(m("PutRequest", key=b"a"))), WRITER),
+    ("KV/Txn", txn(txn(m("RangeRequest", key=b"z"))), ROOT),
+    ("KV/Txn", txn(txn(txn(m("PutRequest", key=b"z")))), ROOT),
+    ("KV/Txn", m("TxnRequest", compare=[m("Compare", key=b"z")]), ROOT),
+    ("KV/Compact", m("CompactionRequest", revision=1), ROOT),
+    ("Cluster/MemberList", m("MemberListRequest"), LOGGED_IN),
+    ("Cluster/MemberList", m("MemberListRequest", linearizable=True), LOGGED_IN),
+    ("Cluster/MemberAdd", m("MemberAddRequest", peerURLs=["http://127.0.0.1:9"]), ROOT),
+    ("Cluster/MemberRemove", m("MemberRemoveRequest"), ROOT),
+    ("Cluster/MemberUpdate", m("MemberUpdateRequest", ID=1, peerURLs=["http://127.0.0.1:9"]), ROOT),
+    ("Cluster/MemberPromote", m("MemberPromoteRequest"), ROOT),
+    ("Maintenance/Status", m("StatusRequest"), LOGGED_IN),
+    ("Maintenance/Alarm", m("AlarmRequest"), LOGGED_IN),
+    ("Maintenance/Alarm", m("AlarmRequest", action=1), ROOT),
+    ("Maintenance/Alarm", m("AlarmRequest", action=2), ROOT),
+    ("Maintenance/MoveLeader", m("MoveLeaderRequest", targetID=MEMBER_ID), ROOT),
+    ("Maintenance/Defragment", m("DefragmentRequest"), ROOT),
+    ("Maintenance/Hash", m("HashRequest"), ROOT),
+    ("Maintenance/HashKV", m("HashKVRequest"), ROOT),
+    ("Maintenance/Snapshot", m("SnapshotRequest"), ROOT),
+    ("Maintenance/Downgrade", m("DowngradeRequest", version="3.4.0"), ROOT),
+    ("Lease/LeaseGrant", m("LeaseGrantRequest", TTL=60, ID=77), LOGGED_IN),
+    ("Lease/LeaseTimeToLive", m("LeaseTimeToLiveRequest", ID=9), LOGGED_IN),
+    ("Lease/LeaseRevoke", m("LeaseRevokeRequest", ID=9), LOGGED_IN),
+    ("Lease/LeaseLeases", m("LeaseLeasesRequest"), LOGGED_IN),
+    ("Lock/Lock", m("v3lockpb.LockRequest", name=b"z"), ROOT),
+    ("Lock/Unlock", m("v3lockpb.UnlockRequest", key=b"z"), ROOT),
+    ("Election/Campaign", m("v3electionpb.CampaignRequest", name=b"z"), ROOT),
+    ("Election/Proclaim", m("v3electionpb.ProclaimRequest", leader=m("v3electionpb.LeaderKey", key=b"z")), ROOT),
+    ("Election/Resign", m("v3electionpb.ResignRequest", leader=m("v3electionpb.LeaderKey", key=b"z")), ROOT),
+    ("Election/Leader", m("v3electionpb.LeaderRequest", name=b"z"), ROOT),
+    ("Auth/AuthStatus", m("AuthStatusRequest"), ANY),
+    ("Auth/AuthEnable", m("AuthEnableRequest"), ROOT),
+    ("Auth/UserAdd", m("AuthUserAddRequest", name="new", password="p"), ROOT),
+    ("Auth/UserGet", m("AuthUserGetRequest", name="root"), ROOT),
+    ("Auth/UserList", m("AuthUserListRequest"), ROOT),
+    ("Auth/UserDelete", m("AuthUserDeleteRequest", name="root"), ROOT),
+    ("Auth/UserChangePassword", m("AuthUserChangePasswordRequest", name="x", password="p"), ROOT),
+    ("Auth/UserGrantRole", m("AuthUserGrantRoleRequest", user="x", role="r"), ROOT),
+    ("Auth/UserRevokeRole", m("AuthUserRevokeRoleRequest", name="x", role="r"), ROOT),
+    ("Auth/RoleAdd", m("AuthRoleAddRequest", name="r"), ROOT),
+    ("Auth/RoleGet", m("AuthRoleGetRequest", role="w"), WRITER),
+    ("Auth/RoleList", m("AuthRoleListRequest"), ROOT),
+    ("Auth/RoleDelete", m("AuthRoleDeleteRequest", role="x"), ROOT),
+    ("Auth/RoleGrantPermission", grant("x", b"a", b""), ROOT),
+    ("Auth/RoleRevokePermission", m("AuthRoleRevokePermissionRequest", role="x", key=b"a"), ROOT),
+    ("Auth/AuthDisable", m("AuthDisableRequest"), ROOT),  # the last one
+    ("Health/Check", m("grpc.health.v1.HealthCheckRequest"), ANY),
+]
+"""Every unary RPC and the snapshot stream, several times where it depends on the request. None of them changes rights
+when it is refused."""

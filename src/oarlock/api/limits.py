@@ -68,7 +68,7 @@ class Limits:
     password_cache_s: float = 60.0
     """How long a right password is remembered."""
 
-    wrong_passwords_max: int = 10
+    wrong_passwords_max: int = 30
     """Wrong passwords for one user in a row from one address. Over it: "too many requests"."""
 
     wrong_passwords_per_s: float = 0.5

@@ -124,7 +124,11 @@ class Access:
         if row is None:
             log.error("refused: no right is declared for it method=%s/%s", call.method.service, call.method.name)
             raise RpcError(*errors.PERMISSION_DENIED)
-        identity = self.identify(call)
+        try:
+            identity = self.identify(call)
+        except RpcError:
+            row(self.auth, *NOBODY, message, self._machine)  # what is wrong with the request itself is said first
+            raise
         user, revision = NOBODY if identity is None else identity
         refused = row(self.auth, user, revision, message, self._machine)
         if refused is not None:

@@ -14,7 +14,6 @@ from oarlock.api.etcd.parsing import parse
 from oarlock.api.etcd.passwords import Passwords
 from oarlock.api.etcd.tokens import AuthOptions, JwtTokens, SimpleTokens
 from oarlock.api.grpc import Call, Method, RpcError
-from oarlock.machines.kv.auth import ROOT
 from oarlock.machines.kv.commands import KvError, Refused
 from oarlock.machines.kv.commands_auth import (
     AuthCommand,
@@ -37,7 +36,6 @@ from oarlock.machines.kv.commands_auth import (
 log = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 5  # to check a password at an auth revision that is still the present one when the token is made
-READWRITE = 2
 
 _M = {
     name: proto.message(f"etcdserverpb.{name}")
@@ -171,9 +169,6 @@ class AuthService:
         if role is None:
             raise RpcError(*errors.of_kv_error(KvError.ROLE_NOT_FOUND))
         response = _M["AuthRoleGetResponse"]()
-        if role.name == ROOT:
-            response.perm.add(permType=READWRITE, key=b"", range_end=b"\0")
-            return response
         for permission in role.permissions:
             response.perm.add(permType=permission.type, key=permission.key, range_end=permission.range_end)
         return response

@@ -46,8 +46,10 @@ class IntervalSet:
                 self._ends.append(end)
 
     def covers(self, asked: Interval) -> bool:
-        """Whether all keys of `asked` are in the set. One that holds no key must at least begin in it: what is asked
-        by someone without any right here gets no answer at all."""
+        """Whether all keys of `asked` are in the set. One that can hold no key is in none: who asks for it has nothing
+        to ask for."""
+        if asked.end is not None and asked.end <= asked.start:
+            return False
         at = bisect_right(self._starts, asked.start) - 1
         if at < 0:
             return False
