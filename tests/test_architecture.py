@@ -82,6 +82,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "oarlock.sim": (*BELOW, "oarlock.check", "oarlock"),  # the version, for the report of a failure
     "oarlock.check": (),
     "oarlock.embed": (*BELOW, "oarlock.node", "oarlock.transport"),
+    "oarlock.fencing": (),
     "oarlock.sync": ("oarlock.embed", "oarlock.machines.objects"),
     "oarlock.api": (*BELOW, "oarlock.node", "oarlock"),
     "oarlock.client": ("oarlock.api.etcd", "oarlock.api.grpc", "oarlock.api.http2", "oarlock.api.proto"),

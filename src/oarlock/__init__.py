@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from oarlock.embed.collections import (
+        LeasedDict,
+        QueueFull,
+        ReplicatedCounter,
+        ReplicatedDict,
+        ReplicatedList,
+        ReplicatedPriorityQueue,
+        ReplicatedQueue,
+        ReplicatedSet,
+    )
+    from oarlock.embed.hold import Held
+    from oarlock.embed.holders import LeaseLost
+    from oarlock.embed.locks import Barrier, Election, Lock, RWLock, Semaphore
     from oarlock.embed.node import MemberStatus, Node, NodeStatus
+    from oarlock.embed.tools import IdGenerator, RateLimiter, Schedule
     from oarlock.errors import (
         ConfigurationError,
         DeadlineExceeded,
@@ -32,10 +46,38 @@ if TYPE_CHECKING:
     from oarlock.machines.objects.values import Unencodable
 
 _HOMES = {
+    "oarlock.embed.collections": (
+        "LeasedDict", "QueueFull", "ReplicatedCounter", "ReplicatedDict", "ReplicatedList", "ReplicatedPriorityQueue",
+        "ReplicatedQueue", "ReplicatedSet",
+    ),
+    "oarlock.embed.hold": ("Held",),
+    "oarlock.embed.holders": ("LeaseLost",),
+    "oarlock.embed.locks": (
+        "Barrier",
+        "Election",
+        "Lock",
+        "RWLock",
+        "Semaphore",
+    ),
+    "oarlock.embed.tools": (
+        "IdGenerator",
+        "RateLimiter",
+        "Schedule",
+    ),
     "oarlock.embed.node": ("MemberStatus", "Node", "NodeStatus"),
     "oarlock.errors": (
-        "ConfigurationError", "DeadlineExceeded", "LeadershipLost", "NoLeader", "NotLeader", "Outcome", "Overloaded",
-        "ProposalDropped", "RaftError", "Rejected", "Stopped", "StorageError",
+        "ConfigurationError",
+        "DeadlineExceeded",
+        "LeadershipLost",
+        "NoLeader",
+        "NotLeader",
+        "Outcome",
+        "Overloaded",
+        "ProposalDropped",
+        "RaftError",
+        "Rejected",
+        "Stopped",
+        "StorageError",
     ),
     "oarlock.machines.objects.declare": ("Consistency", "NotAttached", "bounded", "command", "query"),
     "oarlock.machines.objects.machine": ("ApplyContext", "CommandError", "NotDeterministic", "StateMachine"),
@@ -44,10 +86,12 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "ApplyContext", "CommandError", "ConfigurationError", "Consistency", "DeadlineExceeded", "LeadershipLost",
-    "MemberStatus", "NoLeader", "Node", "NodeStatus", "NotAttached", "NotDeterministic", "NotLeader", "Outcome",
-    "Overloaded", "ProposalDropped", "RaftError", "Rejected", "StateMachine", "Stopped", "StorageError", "Unencodable",
-    "bounded", "command", "query",
+    "ApplyContext", "Barrier", "CommandError", "ConfigurationError", "Consistency", "DeadlineExceeded", "Election",
+    "Held", "IdGenerator", "LeadershipLost", "LeaseLost", "LeasedDict", "Lock", "MemberStatus", "NoLeader", "Node",
+    "NodeStatus", "NotAttached", "NotDeterministic", "NotLeader", "Outcome", "Overloaded", "ProposalDropped",
+    "QueueFull", "RWLock", "RaftError", "RateLimiter", "Rejected", "ReplicatedCounter", "ReplicatedDict",
+    "ReplicatedList", "ReplicatedPriorityQueue", "ReplicatedQueue", "ReplicatedSet", "Schedule", "Semaphore",
+    "StateMachine", "Stopped", "StorageError", "Unencodable", "bounded", "command", "query",
 ]  # fmt: skip
 
 

@@ -8,13 +8,24 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from oarlock.embed.holders import Holders
 from oarlock.errors import DeadlineExceeded, Outcome, RaftError, Rejected
-from oarlock.machines.objects.declare import AnyCommand, AnyQuery, Consistency, bounded, check_consistency
-from oarlock.machines.objects.machine import CommandError, ObjectMachine
+from oarlock.machines.objects.declare import (
+    BINDING,
+    AnyCommand,
+    AnyQuery,
+    Attached,
+    Consistency,
+    bounded,
+    check_consistency,
+)
+from oarlock.machines.objects.machine import EVERYTHING, CommandError, ObjectMachine
 from oarlock.node.replica.sessions import WINDOW_MAX, SessionExpired, SessionOpened, in_session, open_session
 from oarlock.node.runtime import Node
+
+T = TypeVar("T")
 
 _IMMUTABLE: Final = frozenset({type(None), bool, int, float, str, bytes})
 RETRY_PAUSE_S: Final = 0.05
@@ -31,16 +42,54 @@ class Calls:
         self._loop = loop
         self._thread = thread
         self._lease_reads = lease_reads
+        self.holders: Holders | None = None
+        self.closing = False
         self._session: Session | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+        self._watched: dict[tuple[str, object], list[asyncio.Future[None]]] = {}
+        machine.on_changes = self._changes
         self._in_step_at = float("-inf")
         """When the last read began after which this member was known to be in step."""
 
     def here(self) -> bool:
         return threading.get_ident() == self._thread
 
-    async def aclose(self) -> None:
+    @property
+    def calls(self) -> Calls:
+        return self
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        return work
+
+    def memory_of(self, target: object) -> dict[str, Any]:
+        """What a part remembers on this member only."""
+        found = getattr(target, BINDING, None)
+        assert isinstance(found, Attached), f"{target!r} belongs to no node"
+        return found.memory
+
+    def background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Something that has to be brought to its end even if whoever began it has gone."""
+        task = self._loop.create_task(work, name="oarlock background")
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+        return task
+
+    def _background_done(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it sees it; if nobody does any more it concerns nobody
+
+    async def aclose(self) -> bool:
+        """End what runs in the background. False if the group did not answer, so that nothing else will end either."""
+        self.closing = True
+        for task in list(self._background):
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+        answered = self.holders is None or await self.holders.aclose()
         if self._session is not None:
             await self._session.aclose()
+        return answered
 
     # -- commands
 
@@ -51,10 +100,14 @@ class Calls:
         command = self.machine.encode_call(path, declared, args, kwargs)
         if retry_safe:
             return self._limited(self._once(command), timeout, declared.name)
-        future = self._propose(command)
+        future = self.propose(command)
         return future if timeout is None else self._limited(future, timeout, declared.name)
 
-    def _propose(self, command: bytes, enveloped: bool = False) -> asyncio.Future[Any]:
+    async def command(self, target: object, declared: AnyCommand, *args: Any, retry_safe: bool = False) -> Any:
+        """A command of a part, from its own methods that take several steps."""
+        return await self.call_command(attached_path(target), declared, args, {}, None, retry_safe)
+
+    def propose(self, command: bytes, enveloped: bool = False) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
         decode = self.machine.decode_outcome
 
@@ -99,7 +152,7 @@ class Calls:
             while True:
                 number = await session.open()
                 try:
-                    return await self._propose(in_session(number, place.sequence, session.lowest, command), True)
+                    return await self.propose(in_session(number, place.sequence, session.lowest, command), True)
                 except SessionExpired as error:
                     session.expired(number)
                     if unknown is not None:
@@ -111,6 +164,34 @@ class Calls:
                     if error.outcome is Outcome.UNKNOWN:
                         unknown = error
                     await asyncio.sleep(RETRY_PAUSE_S)
+
+    # -- waiting for changes
+
+    async def until(self, target: object, key: object, look: Callable[[], T | None]) -> T:
+        """Wait on this member until `look` gives something. It is asked again whenever the part notes a change of
+        `key`, so it must look at nothing else."""
+        place = (attached_path(target), key)
+        while (found := look()) is None:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._watched.setdefault(place, []).append(future)
+            try:
+                await future
+            finally:
+                waiting = self._watched.get(place)
+                if waiting is not None and future in waiting:
+                    waiting.remove(future)
+                    if not waiting:
+                        del self._watched[place]
+        return found
+
+    def _changes(self) -> None:
+        if not self._watched:
+            return
+        changed = self.machine.changed
+        for place in list(self._watched) if EVERYTHING in changed else list(changed):
+            for future in self._watched.pop(place, ()):
+                if not future.done():
+                    future.set_result(None)
 
     # -- queries
 
@@ -160,6 +241,13 @@ def _own_copy(value: Any) -> Any:
     return value if type(value) in _IMMUTABLE else copy.deepcopy(value)
 
 
+def attached_path(target: object) -> str:
+    """Where a part stands in its machine."""
+    found = getattr(target, BINDING, None)
+    assert isinstance(found, Attached), f"{target!r} belongs to no node"
+    return found.path
+
+
 class Session:
     """The client session of one node (diss. 6.3): opened when it is first needed, opened again when it has expired."""
 
@@ -195,7 +283,7 @@ class Session:
         nonce = secrets.randbits(63)
         while True:
             try:
-                opened = await self._calls._propose(open_session(nonce), True)
+                opened = await self._calls.propose(open_session(nonce), True)
             except RaftError as error:
                 if error.outcome is Outcome.EXECUTED:
                     raise

@@ -9,18 +9,22 @@ It takes no signal handlers, configures no logging and starts nothing at import.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
 from oarlock.embed.calls import Calls
-from oarlock.errors import ConfigurationError, NoLeader, Stopped
+from oarlock.embed.hold import hold
+from oarlock.embed.holders import Holders, LeaseLost, tick
+from oarlock.errors import ConfigurationError, NoLeader, RaftError, Stopped
+from oarlock.machines.objects.claims import HolderUnknown, OneAtATime
 from oarlock.machines.objects.declare import Binding
 from oarlock.machines.objects.machine import ACTIVATE, ANNOUNCE, ObjectMachine
 from oarlock.node.bootstrap import NodeOptions, start_node
@@ -30,11 +34,19 @@ from oarlock.transport.tls import PeerTls
 
 M = TypeVar("M")
 
+_log = logging.getLogger(__name__)
+logging.getLogger("oarlock").addHandler(logging.NullHandler())  # as libraries do: the program decides what is shown
+
 CLUSTER: Final = "oarlock"
 LONELY_PORT: Final = 1
 """Of the address of a member that listens nowhere: it can never be reached, and nobody else is there to reach it."""
 
+LEASE_TTL_MIN_S: Final = 1.0
+CLOSE_ALONE_S: Final = 1.0
+"""How long closing waits for answers from a group that gives none."""
+
 READY_POLL_S: Final = 0.02
+LEADER_POLL_S: Final = 0.05
 ANNOUNCE_RETRY_S: Final = 0.5
 
 _open_nodes: weakref.WeakSet[Node[Any]] = weakref.WeakSet()
@@ -84,6 +96,7 @@ class Node(Generic[M]):
     - `lease_reads`: let the leader answer reads from its lease (diss. 6.4.1). Every member must say the same.
     - `development`: run every command on a second copy too and stop where the two differ, to find commands that are
       not deterministic. Twice the work.
+    - `lease_ttl`: seconds after which what a dead member held (locks, elections, ...) is free again.
     - `timeout`: seconds that a call without a time limit of its own waits for an answer.
     - `tls`: certificates for the connections between members.
 
@@ -104,12 +117,18 @@ class Node(Generic[M]):
         lease_reads: bool = False,
         development: bool = False,
         timeout: float = 5.0,
+        lease_ttl: float = 10.0,
         snapshot_entries: int = 10_000,
         tls: PeerTls | None = None,
     ) -> None:
+        if not lease_ttl >= LEASE_TTL_MIN_S:
+            raise ConfigurationError(f"lease_ttl={lease_ttl!r} must be at least {LEASE_TTL_MIN_S:g} seconds")
+        self._lease_ttl = lease_ttl
+        self._leader_claims = OneAtATime()
+        self._tasks: list[asyncio.Task[None]] = []
         self.machine = machine
         self.name = name
-        self._objects = ObjectMachine(machine, check=development)
+        self._objects = ObjectMachine(machine, check=development, builtin={"@leader": self._leader_claims})
         self._lease_reads = lease_reads
         self._options = _options(
             name, dict(peers or {}), os.fspath(data_dir), listen, cluster, heartbeat, election_timeout, lease_reads,
@@ -118,7 +137,6 @@ class Node(Generic[M]):
         self._node: RuntimeNode | None = None
         self.calls: Calls | None = None
         self._binding: Callable[[Calls], Binding] = lambda calls: calls
-        self._announcer: asyncio.Task[None] | None = None
         self._closed = False
         self._pid = os.getpid()
 
@@ -134,7 +152,9 @@ class Node(Generic[M]):
         self.calls = Calls(node, self._objects, loop, threading.get_ident(), self._lease_reads)
         self._objects.bind(self._binding(self.calls))
         self._objects.on_announced = partial(loop.call_soon, self._maybe_activate)
-        self._announcer = loop.create_task(self._announce(), name=f"oarlock announce {self.name}")
+        self.calls.holders = Holders(self.calls, self.name, self._lease_ttl)
+        for work in (self._announce(), tick(node, self._objects)):
+            self._tasks.append(loop.create_task(work, name=f"oarlock node {self.name}"))
         _open_nodes.add(self)
         return self
 
@@ -145,14 +165,18 @@ class Node(Generic[M]):
     async def aclose(self, *, timeout: float = 10.0) -> None:
         """Hand leadership over, answer what is under way, close. At most `timeout` seconds; may be called again."""
         self._closed = True
-        node, announcer = self._node, self._announcer
+        node = self._node
         if node is None:
             return
-        if announcer is not None:
-            announcer.cancel()
-            await asyncio.wait({announcer})
         if self.calls is not None:
-            await self.calls.aclose()
+            self.calls.closing = True
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self.calls is not None and not await self.calls.aclose():
+            timeout = min(timeout, CLOSE_ALONE_S)
         await node.stop(timeout_s=timeout)
         self._objects.unbind()
         _open_nodes.discard(self)
@@ -266,6 +290,52 @@ class Node(Generic[M]):
         raise ConfigurationError(
             f"there is no member {name!r}: the group has {', '.join(member.name for member in self.members())}"
         )
+
+    # -- work for exactly one member
+
+    def on_leader(self, work: Callable[[int], Coroutine[Any, Any, object]]) -> None:
+        """Run `work(token)` on the member that leads, on that one only, from now until this node closes.
+
+        It is begun when this member has become the leader and everybody before it has ended or can no longer act
+        (`lease_ttl`), and is cancelled when leadership goes. What it returns is the end of it until leadership comes
+        again; what it raises is logged, and it is begun again. `token` is a fencing token, greater than all before it.
+        """
+        self._running()
+        task = asyncio.get_running_loop().create_task(self._lead(work), name=f"oarlock on_leader {self.name}")
+        self._tasks.append(task)
+
+    async def _lead(self, work: Callable[[int], Coroutine[Any, Any, object]]) -> None:
+        raft = self._running().member.raft
+        done_in_term = 0
+        while True:
+            if not raft.is_leader or raft.current_term == done_in_term:
+                await asyncio.sleep(LEADER_POLL_S)
+                continue
+            term = raft.current_term
+            try:
+                async with hold(self._leader_claims) as held:
+                    if await self._while_leading(work(held.token), term):
+                        done_in_term = term
+            except (RaftError, LeaseLost, HolderUnknown):
+                await asyncio.sleep(LEADER_POLL_S)
+
+    async def _while_leading(self, work: Coroutine[Any, Any, object], term: int) -> bool:
+        """Whether the work came to its end by itself."""
+        raft = self._running().member.raft
+        task = asyncio.get_running_loop().create_task(work, name=f"oarlock leader's work {self.name}")
+        try:
+            while raft.is_leader and raft.current_term == term:
+                done, _ = await asyncio.wait({task}, timeout=LEADER_POLL_S)
+                if done:
+                    error = None if task.cancelled() else task.exception()
+                    if error is not None:
+                        _log.error("the leader's work failed node=%s term=%d", self.name, term, exc_info=error)
+                        await asyncio.sleep(ANNOUNCE_RETRY_S)
+                    return error is None
+            return False
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
 
     # -- code versions
 

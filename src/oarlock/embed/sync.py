@@ -54,14 +54,14 @@ class SyncCalls:
     """The `Binding` of a node for threads."""
 
     def __init__(self, calls: Calls, loop: asyncio.AbstractEventLoop, check: Callable[[], None]) -> None:
-        self._calls = calls
+        self.calls = calls
         self._loop = loop
         self._check = check
         self._queue: deque[tuple[bytes, _Waiter]] = deque()
         self._woken = False
 
     def here(self) -> bool:
-        return self._calls.here()
+        return self.calls.here()
 
     def call_command(
         self, path: str, declared: AnyCommand, args: tuple[Any, ...], kwargs: dict[str, Any],
@@ -69,8 +69,8 @@ class SyncCalls:
     ) -> Any:  # fmt: skip
         self._check()
         if retry_safe:
-            return self._await(lambda: self._calls.call_command(path, declared, args, kwargs, timeout, retry_safe))
-        machine = self._calls.machine
+            return self._await(lambda: self.calls.call_command(path, declared, args, kwargs, timeout, retry_safe))
+        machine = self.calls.machine
         command = machine.encode_call(path, declared, args, kwargs)
         waiter = _Waiter()
         self._queue.append((command, waiter))
@@ -87,7 +87,7 @@ class SyncCalls:
         """On the loop's thread: propose everything that threads have asked for since the last time."""
         self._woken = False
         queue = self._queue
-        propose = self._calls.node.propose
+        propose = self.calls.node.propose
         while queue:
             command, waiter = queue.popleft()
             try:
@@ -100,13 +100,26 @@ class SyncCalls:
         timeout: float | None, consistency: Consistency | bounded,
     ) -> Any:  # fmt: skip
         self._check()
-        return self._await(lambda: self._calls.call_query(target, declared, args, kwargs, timeout, consistency))
+        return self._await(lambda: self.calls.call_query(target, declared, args, kwargs, timeout, consistency))
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            self._check()
+        except RuntimeError:
+            work.close()
+            raise
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
 
     def _await(self, make: Callable[[], asyncio.Future[Any] | Coroutine[Any, Any, Any]]) -> Any:
         async def run() -> Any:
             return await make()
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+        return self.run(run())
 
 
 class Node(Generic[M]):
@@ -132,6 +145,7 @@ class Node(Generic[M]):
         lease_reads: bool = False,
         development: bool = False,
         timeout: float = 5.0,
+        lease_ttl: float = 10.0,
         snapshot_entries: int = 10_000,
         tls: PeerTls | None = None,
     ) -> None:
@@ -141,6 +155,7 @@ class Node(Generic[M]):
         self._node = AsyncNode(
             machine, name, peers=peers, data_dir=data_dir, listen=listen, cluster=cluster, heartbeat=heartbeat,
             election_timeout=election_timeout, lease_reads=lease_reads, development=development, timeout=timeout,
+            lease_ttl=lease_ttl,
             snapshot_entries=snapshot_entries, tls=tls,
         )  # fmt: skip
         self._node.call_through(self._bind)

@@ -10,8 +10,8 @@ Inside a command its own object is plain Python: fields, helper methods, and oth
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 M_contra = TypeVar("M_contra", contravariant=True)
@@ -49,6 +49,13 @@ class Binding(Protocol):
     def call_query(self, target: object, declared: AnyQuery, args: tuple[Any, ...], kwargs: dict[str, Any],
                    timeout: float | None, consistency: Consistency | bounded) -> Any: ...  # fmt: skip
 
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do something that takes several calls: gives an awaitable, or on a node for threads the result."""
+
+    @property
+    def calls(self) -> Any:
+        """The node's calls from its own event loop, whatever face the program sees."""
+
     def here(self) -> bool:
         """Whether this is the thread on which the node applies commands."""
 
@@ -68,6 +75,8 @@ class Attached:
     machine: Applying
     path: str
     binding: Binding | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What a part remembers on this member only, between its calls. No part of the state."""
 
     def executing(self) -> bool:
         """Whether the caller is part of a command that is being applied."""

@@ -5,7 +5,7 @@ its methods does not matter. Each result is bytes: what the method returned, or 
 any other, alike on every member. The state is the object's `__dict__`, unless it has methods `snapshot` and `restore`.
 
 Names that begin with `$` are ours: they carry which code version each member runs (`$announce`) and which one all of
-them have reached (`$activate`).
+them have reached (`$activate`), and the life of holders (`leases`: `$tick`, `$renew`, `$end`).
 """
 
 from __future__ import annotations
@@ -15,20 +15,31 @@ import copy
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from oarlock.errors import RaftError, Rejected
 from oarlock.machines.base import Context
 from oarlock.machines.objects.declare import BINDING, Attached, Binding, Command, Query
+from oarlock.machines.objects.leases import Leases
 from oarlock.machines.objects.values import Codec, MirroredSet, Registry, Undecodable, Unencodable, is_value_class
 from oarlock.machines.volatile import VolatileMachine
 
 ANNOUNCE: Final = "$announce"
 ACTIVATE: Final = "$activate"
+TICK: Final = "$tick"
+RENEW: Final = "$renew"
+END: Final = "$end"
 STATE_FORMAT: Final = 1
+POSITION_BITS: Final = 20  # of a command in its entry: a batch of 1 MiB holds fewer commands than this counts
 PARTS_DEPTH_MAX: Final = 8
+
+HOLDER_PATH: Final = "$holder"
+"""The path under which the end of a holder is noted; the key is the holder."""
+
+EVERYTHING: Final = ("$all", None)
+"""The note after a snapshot has replaced the state."""
 
 RETURNED, RAISED, REFUSED = b"\0", b"\1", b"\2"
 """The first byte of a result: the encoded value; `[class, arguments, text]` of an exception; `[reason, text]`."""
@@ -63,6 +74,11 @@ class ApplyContext:
     """Of the command within its log entry."""
 
     @property
+    def token(self) -> int:
+        """A number that is greater than that of every command before: a fencing token."""
+        return self.index << POSITION_BITS | self.position
+
+    @property
     def time(self) -> float:
         """Seconds since 1970 by the clock of the leader that took the command; never goes back."""
         return self.time_ns / 1e9
@@ -71,7 +87,7 @@ class ApplyContext:
     def seed(self) -> int:
         """A number of 64 bits that is another one for every command and the same on every member: for
         `random.Random(self.context.seed)`."""
-        x = (self.index << 20 | self.position) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        x = self.token + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
         x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
         x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
         return x ^ x >> 31
@@ -92,6 +108,25 @@ class StateMachine:
             raise RuntimeError("self.context exists only while a command runs on a machine")
         return context
 
+    def holder_ended(self, holder: str) -> None:
+        """Called within the log, like a command: a holder (`leases`) has given up or was not heard of in time. A part
+        that keeps things for holders lets go of those of this one here."""
+
+    def holder_lives(self, holder: str) -> bool:
+        """Within a command: whether a holder may be given anything."""
+        found = getattr(self, BINDING, None)
+        return (
+            isinstance(found, Attached)
+            and isinstance(found.machine, ObjectMachine)
+            and (holder in found.machine.leases.deadlines)
+        )
+
+    def note_change(self, key: object = None) -> None:
+        """Within a command: whoever waits on this member for `key` of this object looks again. No part of the state."""
+        found = getattr(self, BINDING, None)
+        if isinstance(found, Attached) and isinstance(found.machine, ObjectMachine):
+            found.machine.changed[found.path, key] = None
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -105,15 +140,17 @@ class Entry:
 class Spec:
     """What a machine object offers: its commands and those of its parts. Raises for a class that cannot be used."""
 
-    def __init__(self, root: object) -> None:
+    def __init__(self, root: object, builtin: Mapping[str, object] | None = None) -> None:
         self.root = root
         self.code_version = getattr(type(root), "code_version", 1)
         self.entries: dict[str, Entry] = {}
         self.parts: list[tuple[str, object]] = []
         classes: dict[type, None] = {}
         self._collect(root, "", classes, 0)
-        if not any(not name.startswith("$") for name in self.entries) and not self.parts[1:]:
+        if not self.entries:
             raise TypeError(f"{type(root).__qualname__} has no @command: there is nothing to replicate")
+        for name, part in (builtin or {}).items():
+            self._collect(part, f"{name}.", classes, 0)
         self.registry = Registry(_value_classes(classes))
         self.exceptions = _exceptions(classes)
         self.codec = Codec(self.registry)
@@ -211,16 +248,23 @@ def _exceptions(machines: Iterable[type]) -> dict[str, type[BaseException]]:
 
 class ObjectMachine(VolatileMachine):
     """`root` and its parts as one machine. With `check`, every command also runs on a second copy, which must end in
-    the same state with the same result (`NotDeterministic` otherwise): twice the work, for development."""
+    the same state with the same result (`NotDeterministic` otherwise): twice the work, for development. `builtin` are
+    further parts under names that are no Python names."""
 
-    def __init__(self, root: object, *, check: bool = False) -> None:
+    def __init__(self, root: object, *, check: bool = False, builtin: Mapping[str, object] | None = None) -> None:
         super().__init__()
-        self.spec = Spec(root)
+        self.spec = Spec(root, builtin)
+        self._builtin = dict(builtin or {})
         self.codec = self.spec.codec
         self.active_version = 1
         self.announced: dict[str, int] = {}
         """Which code version each member last said that it runs."""
 
+        self.leases = Leases()
+        self.changed: dict[tuple[str, object], None] = {}
+        """What `StateMachine.note_change` has named since `on_changes` was last called."""
+
+        self.on_changes: Callable[[], object] | None = None
         self.context: ApplyContext | None = None
         self.on_announced: Callable[[], object] | None = None
         self._entries = self.spec.entries
@@ -283,7 +327,7 @@ class ObjectMachine(VolatileMachine):
         except (Undecodable, ValueError, TypeError) as error:
             return REFUSED + self.codec.encode(["malformed", f"not a command of this program: {error}"])
         if name.startswith("$"):
-            return self._own(name, args)
+            return self._own(context, name, args)
         entry = self._entries.get(name)
         if entry is None or entry.versions[0][0] > self.active_version:
             return REFUSED + self.codec.encode(self._unknown(name, entry))
@@ -306,8 +350,14 @@ class ObjectMachine(VolatileMachine):
         return result
 
     def apply(self, context: Context, commands: Sequence[bytes]) -> list[object]:
-        if not self._check:
-            return super().apply(context, commands)
+        results = self._apply_checked(context, commands) if self._check else super().apply(context, commands)
+        if self.changed:
+            if self.on_changes is not None:
+                self.on_changes()
+            self.changed = {}
+        return results
+
+    def _apply_checked(self, context: Context, commands: Sequence[bytes]) -> list[object]:
         if self._shadow is None:
             self._shadow = self._copy()
         shadow = self._shadow
@@ -328,8 +378,9 @@ class ObjectMachine(VolatileMachine):
             )
         return results
 
-    def _own(self, name: str, args: list[Any]) -> bytes:
+    def _own(self, context: Context, name: str, args: list[Any]) -> bytes:
         """A command of ours. An unknown one is of a newer version, which would do something with it."""
+        result: object = None
         if name == ANNOUNCE:
             member, version = args
             self.announced[str(member)] = int(version)
@@ -340,9 +391,32 @@ class ObjectMachine(VolatileMachine):
             if version > self.spec.code_version:
                 raise self._too_old(version)
             self.active_version = max(self.active_version, version)
+        elif name == TICK:
+            term, elapsed_ns = args
+            if term == context.term:  # measured by the leader whose entry this is
+                self._end_holders(context, self.leases.advance(int(elapsed_ns)))
+        elif name == RENEW:
+            holder, ttl_ns, begin = args
+            result = self.leases.renew(str(holder), int(ttl_ns), begin=bool(begin))
+        elif name == END:
+            self._end_holders(context, self.leases.end(str(args[0])))
         else:
             raise CodeTooOld(f"the log holds the command {name!r}, which this version of Oarlock does not know")
-        return RETURNED + self.codec.encode(None)
+        return RETURNED + self.codec.encode(result)
+
+    def _end_holders(self, context: Context, holders: Sequence[str]) -> None:
+        """Whatever these holders held is free now."""
+        if not holders:
+            return
+        self.context = ApplyContext(context.index, context.term, context.time_ns, self._position)
+        try:
+            for holder in holders:
+                self.changed[HOLDER_PATH, holder] = None
+                for _, part in self.spec.parts:
+                    if isinstance(part, StateMachine):
+                        part.holder_ended(holder)
+        finally:
+            self.context = None
 
     def _too_old(self, version: int) -> CodeTooOld:
         return CodeTooOld(
@@ -402,7 +476,7 @@ class ObjectMachine(VolatileMachine):
 
     def dump(self) -> Iterator[bytes]:
         encode = self.codec.encode
-        yield encode([STATE_FORMAT, self.active_version, self.announced])
+        yield encode([STATE_FORMAT, self.active_version, self.announced, self.leases.state()])
         for (path, part), custom in zip(self.spec.parts, self._custom, strict=True):
             state = part.snapshot() if custom else self.spec.state_of(part)  # type: ignore[attr-defined]
             name = type(part).__name__
@@ -420,7 +494,7 @@ class ObjectMachine(VolatileMachine):
         decoded = [self.codec.decode(piece) for piece in pieces]
         if not decoded or not isinstance(decoded[0], list) or decoded[0][0] != STATE_FORMAT:
             raise ValueError("the snapshot's format is not known to this version of Oarlock")
-        _, version, announced = decoded[0]
+        _, version, announced, leases = decoded[0]
         if version > self.spec.code_version:
             raise self._too_old(version)
         states = dict(decoded[1:])
@@ -437,6 +511,11 @@ class ObjectMachine(VolatileMachine):
             vars(part).update(states[path])
         self.active_version = version
         self.announced = announced
+        self.leases = Leases(*leases)
+        if self.on_changes is not None:
+            self.changed = {EVERYTHING: None}
+            self.on_changes()
+            self.changed = {}
         if self._check:
             self._shadow = self._copy()
 
@@ -448,7 +527,8 @@ class ObjectMachine(VolatileMachine):
 
     def _copy(self) -> ObjectMachine:
         """A second machine in the same state, whose sets are iterated the other way round."""
-        other = ObjectMachine(_blank(self.spec.root))
+        builtin = {name: _blank(part) for name, part in self._builtin.items()}
+        other = ObjectMachine(_blank(self.spec.root), builtin=builtin)
         other.load(list(self.dump()))
         other._applied_index = self._applied_index
         for _, part in other.spec.parts:

@@ -1,0 +1,163 @@
+"""Holding a claim while a body of code runs, and ending the body when the claim is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any, Final
+
+from oarlock.embed.holders import Holder, LeaseLost
+from oarlock.errors import DeadlineExceeded, RaftError
+from oarlock.machines.objects.claims import Claims, HolderUnknown
+from oarlock.machines.objects.declare import BINDING, Attached, NotAttached
+
+ATTEMPTS_MAX: Final = 3
+
+
+def calls_of(part: object) -> Any:
+    """The calls of the node that holds a part. Raises `NotAttached`."""
+    found = getattr(part, BINDING, None)
+    if isinstance(found, Attached) and found.binding is not None:
+        return found.binding.calls
+    raise NotAttached(f"this {type(part).__qualname__} belongs to no node: start one with `async with Node(...)`")
+
+
+class Held:
+    """A claim that was granted. `token` is its fencing token."""
+
+    def __init__(self, claims: Claims, token: int, holder: Holder) -> None:
+        self.claims = claims
+        self.token = token
+        self.holder = holder
+
+    @property
+    def valid(self) -> bool:
+        """Whether nobody else can have been granted it by now, as far as this member's clock can tell."""
+        return self.holder.valid and self.claims.state_of_claim(self.token) is True
+
+    async def release(self) -> None:
+        """Give the claim up. One that is lost already is no error."""
+        calls = calls_of(self.claims)
+        if calls.closing:
+            return  # the holder ends as a whole
+        try:
+            await calls.command(self.claims, Claims.leave, self.token)
+        except RaftError:
+            if self.holder.valid:
+                # Nobody can be told that this one claim is free, so the whole holder has to end in time.
+                await self.holder.aclose(tell=False)
+
+
+async def acquire(claims: Claims, kind: str = "", value: Any = None, timeout: float | None = None) -> Held:
+    """Ask and wait. Raises `DeadlineExceeded` after `timeout` seconds, when the claim has been given up again."""
+    calls = calls_of(claims)
+    try:
+        async with asyncio.timeout(timeout):
+            for _ in range(ATTEMPTS_MAX):
+                holder: Holder = await calls.holders.holder()
+                try:
+                    token = await _enter(claims, holder, kind, value)
+                except HolderUnknown:
+                    await holder.aclose(tell=False)  # it has ended without our knowledge: begin anew
+                    continue
+                held = Held(claims, token, holder)
+                try:
+                    granted = await calls.until(claims, token, lambda token=token: _settled(claims, token))
+                except BaseException:
+                    await asyncio.shield(held.release())
+                    raise
+                if granted:
+                    return held
+    except TimeoutError:
+        raise DeadlineExceeded(f"not granted within {timeout:g} s; nothing is held") from None
+    raise LeaseLost("this node was not heard of while it waited: is the group overloaded, or lease_ttl too short?")
+
+
+async def acquire_nowait(claims: Claims, kind: str = "", value: Any = None) -> Held | None:
+    """Ask for what is free; None if it is not."""
+    calls = calls_of(claims)
+    holder: Holder = await calls.holders.holder()
+    token = await calls.command(claims, Claims.enter_nowait, holder.name, kind, value, retry_safe=True)
+    return Held(claims, token, holder) if token else None
+
+
+async def _enter(claims: Claims, holder: Holder, kind: str, value: Any) -> int:
+    """Make a claim. If the caller is cancelled meanwhile, the claim is given up as soon as it is known."""
+    calls = calls_of(claims)
+    entering = calls.background(calls.command(claims, Claims.enter, holder.name, kind, value, retry_safe=True))
+    try:
+        token: int = await asyncio.shield(entering)
+        return token
+    except asyncio.CancelledError:
+
+        async def give_up() -> None:
+            await Held(claims, await entering, holder).release()
+
+        calls.background(give_up())
+        raise
+
+
+def _settled(claims: Claims, token: int) -> bool | None:
+    """True once a claim is granted, False if it has gone, None while it waits."""
+    state = claims.state_of_claim(token)
+    return True if state else None if state is False else False
+
+
+class hold:
+    """`async with hold(claims) as held`: the body runs while the claim is granted. If it is lost the body is cancelled,
+    and `LeaseLost` is raised in its place."""
+
+    def __init__(self, claims: Claims, kind: str = "", value: Any = None, timeout: float | None = None) -> None:
+        self._claims = claims
+        self._kind = kind
+        self._value = value
+        self._timeout = timeout
+        self._held: Held | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._lost = False
+        self._watch: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Held:
+        held = await acquire(self._claims, self._kind, self._value, self._timeout)
+        self._held = held
+        self._task = asyncio.current_task()
+        self._forget = held.holder.when_lost(self._lose)
+        self._watch = asyncio.get_running_loop().create_task(self._watch_claim(held), name="oarlock hold")
+        if held.holder.lost:
+            self._lose()
+        return held
+
+    async def _watch_claim(self, held: Held) -> None:
+        """The group may know before us: another member was told that we are gone."""
+        gone = lambda: True if held.claims.state_of_claim(held.token) is None else None  # noqa: E731
+        await calls_of(held.claims).until(held.claims, held.token, gone)
+        self._lose()
+
+    def _lose(self) -> None:
+        if not self._lost and self._task is not None:
+            self._lost = True
+            self._task.cancel("the lease was lost")
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        held, task, watch = self._held, self._task, self._watch
+        assert held is not None and task is not None and watch is not None
+        self._forget()
+        lost = self._lost
+        self._lost = True  # what comes from now on is our own doing
+        watch.cancel()
+        if lost:
+            ours = task.uncancel() == 0
+            if kind is None:
+                try:
+                    await asyncio.sleep(0)  # our cancellation may still be on its way
+                except asyncio.CancelledError:
+                    pass
+            if kind is None or (kind is asyncio.CancelledError and ours):
+                raise LeaseLost(
+                    "the claim was lost while its body ran: others may act by now. Fence what it wrote with the token"
+                ) from error
+            return False
+        await asyncio.shield(held.release())
+        return False

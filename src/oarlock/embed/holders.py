@@ -1,0 +1,161 @@
+"""The life of this node as a holder of locks and the like (`machines.objects.leases`), and the leader's clock for all.
+
+A node renews its lease three times within the time to live that it was given. If it cannot, it counts the lease as lost
+by its own clock before the group can: from then on it must not act as a holder any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Any, Final
+
+from oarlock.errors import RaftError
+from oarlock.machines.objects.machine import END, RENEW, TICK, ObjectMachine
+from oarlock.node.runtime import Node
+
+TICK_S: Final = 0.5
+RENEWALS: Final = 3  # within one time to live
+CLOCK_MARGIN: Final = 0.02  # how far the rates of two members' clocks may differ
+RETRY_S: Final = 0.05
+END_TIMEOUT_S: Final = 1.0
+
+
+class LeaseLost(Exception):
+    """This node was not heard of in time, or could not know that it was: what it held may belong to others by now.
+
+    `retry`: safe to begin again from the start, with a new claim and a new fencing token.
+    """
+
+
+class Holder:
+    """One lease of this node. `name` stands in the replicated state."""
+
+    def __init__(self, calls: Any, name: str, ttl_s: float) -> None:
+        self._calls = calls
+        self._loop = asyncio.get_running_loop()
+        self.name = name
+        self.ttl_s = ttl_s
+        self.valid_until = float("-inf")
+        """On the loop's clock: until then nobody else can be given what this holder has."""
+
+        self.lost = False
+        self._on_lost: dict[int, Callable[[], None]] = {}
+        self._next = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Make the holder known. Raises a `RaftError` if that could not be done."""
+        await self._renew(begin=True)
+        if self.lost:
+            raise LeaseLost(f"the group takes no more holders: {self.name} was refused")
+        self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"oarlock holder {self.name}")
+
+    def when_lost(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call `call` once when the lease is lost; gives a function that takes this back."""
+        self._next += 1
+        number = self._next
+        self._on_lost[number] = call
+
+        def forget() -> None:
+            self._on_lost.pop(number, None)
+
+        return forget
+
+    @property
+    def valid(self) -> bool:
+        return not self.lost and self._loop.time() < self.valid_until  # from any thread
+
+    async def _renew(self, *, begin: bool = False) -> None:
+        sent_at = self._loop.time()
+        encode = self._calls.machine.codec.encode
+        known = await self._calls.propose(encode([RENEW, [self.name, round(self.ttl_s * 1e9), begin]]))
+        if known:
+            self.valid_until = max(self.valid_until, sent_at + self.ttl_s * (1 - CLOCK_MARGIN))
+        else:
+            self._lose()
+
+    async def _keep(self) -> None:
+        loop = self._loop
+        next_at = loop.time() + self.ttl_s / RENEWALS
+        while not self.lost:
+            await asyncio.sleep(max(0.0, min(next_at, self.valid_until) - loop.time()))
+            if loop.time() >= self.valid_until:
+                self._lose()
+                return
+            try:
+                async with asyncio.timeout_at(self.valid_until):
+                    await self._renew()
+                next_at = loop.time() + self.ttl_s / RENEWALS
+            except TimeoutError:
+                self._lose()
+            except RaftError:
+                next_at = loop.time() + RETRY_S
+
+    def _lose(self) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        calls, self._on_lost = list(self._on_lost.values()), {}
+        for call in calls:
+            call()
+
+    async def aclose(self, *, tell: bool) -> bool:
+        """Stop; with `tell` the group learns at once that this holder has ended. False if it could not be told."""
+        told = not self.lost
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        if tell and not self.lost:
+            try:
+                async with asyncio.timeout(END_TIMEOUT_S):
+                    await self._calls.propose(self._calls.machine.codec.encode([END, [self.name]]))
+            except (RaftError, TimeoutError):
+                told = False  # the lease ends by itself
+        self._lose()
+        return told
+
+
+class Holders:
+    """This node's holder, made when it is first needed and again after it was lost."""
+
+    def __init__(self, calls: Any, node_name: str, ttl_s: float) -> None:
+        self._calls = calls
+        self._node_name = node_name
+        self._ttl_s = ttl_s
+        self._holder: Holder | None = None
+        self._beginning: asyncio.Lock = asyncio.Lock()
+
+    async def holder(self) -> Holder:
+        async with self._beginning:
+            if self._holder is None or self._holder.lost:
+                holder = Holder(self._calls, f"{self._node_name}/{secrets.token_hex(8)}", self._ttl_s)
+                await holder.begin()
+                self._holder = holder
+            return self._holder
+
+    async def aclose(self) -> bool:
+        """End the holder. False if the group could not be told: it has no majority, or none that can be reached."""
+        return self._holder is None or await self._holder.aclose(tell=True)
+
+
+async def tick(node: Node, machine: ObjectMachine) -> None:
+    """While this member leads and there are holders, let their clock advance. Runs until it is cancelled."""
+    loop = asyncio.get_running_loop()
+    raft = node.member.raft
+    measured: tuple[int, float] = (0, 0.0)  # term, and the moment up to which it was told
+    while True:
+        await asyncio.sleep(TICK_S)
+        if not raft.is_leader or not machine.leases.deadlines:
+            measured = (0, 0.0)
+            continue
+        now = loop.time()
+        term = raft.current_term
+        if measured[0] == term:
+            command = machine.codec.encode([TICK, [term, int((now - measured[1]) * 1e9)]])
+            try:
+                node.propose(command, lambda result: None)
+            except RaftError:
+                continue  # too much load: the next tick says more
+        measured = (term, now)

@@ -1,0 +1,286 @@
+"""Locks and what is built like them. Each is a part of a machine, or a machine by itself:
+
+    async with Node(Lock(), "n1", ...) as node, node.machine as held:
+        write(..., token=held.token)
+
+What a node holds is free again when the node ends, closes or is not heard of for `lease_ttl`. A lock alone cannot stop
+a program that was paused while it held it: give the token to what is written to, and let that refuse smaller ones
+(`oarlock.fencing`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from oarlock.embed.hold import Held, acquire, acquire_nowait, calls_of, hold
+from oarlock.embed.holders import LeaseLost
+from oarlock.errors import DeadlineExceeded
+from oarlock.machines.objects.claims import Claim, Claims, HolderUnknown, OneAtATime
+from oarlock.machines.objects.declare import BINDING, Attached, NotAttached, command, query
+from oarlock.machines.objects.machine import StateMachine
+
+T = TypeVar("T")
+
+
+def run(part: object, work: Coroutine[Any, Any, T]) -> Any:
+    """Work of several steps: awaitable on an asyncio node, done on one for threads."""
+    found = getattr(part, BINDING, None)
+    if not isinstance(found, Attached) or found.binding is None:
+        work.close()
+        raise NotAttached(f"this {type(part).__qualname__} belongs to no node: start one with `async with Node(...)`")
+    return found.binding.run(work)
+
+
+class Holding:
+    """One way to hold a lock: `async with`, `with` on a node for threads, or `acquire` and `Held.release`."""
+
+    def __init__(self, claims: Claims, kind: str = "", value: Any = None, timeout: float | None = None) -> None:
+        self._claims = claims
+        self._kind = kind
+        self._value = value
+        self._timeout = timeout
+        self._holds: dict[object, list[hold]] = {}  # by task
+        self._held: dict[int, list[Held]] = {}  # by thread
+
+    async def __aenter__(self) -> Held:
+        holding = hold(self._claims, self._kind, self._value, self._timeout)
+        held = await holding.__aenter__()
+        self._holds.setdefault(asyncio.current_task(), []).append(holding)
+        return held
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        task = asyncio.current_task()
+        holding = self._holds[task].pop()
+        if not self._holds[task]:
+            del self._holds[task]
+        return await holding.__aexit__(kind, error, trace)
+
+    def __enter__(self) -> Held:
+        held: Held = run(self._claims, acquire(self._claims, self._kind, self._value, self._timeout))
+        self._held.setdefault(threading.get_ident(), []).append(held)
+        return held
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it up. Raises `LeaseLost` if it was lost meanwhile: the body could not be stopped."""
+        held = self._held[threading.get_ident()].pop()
+        run(self._claims, _release_or_tell(held, kind is None))
+
+
+async def _release_or_tell(held: Held, tell: bool) -> None:
+    lost = not held.valid
+    await held.release()
+    if lost and tell:
+        raise LeaseLost("the claim was lost while its body ran: others may have acted. Fence what it wrote")
+
+
+class _Line(Claims):
+    """What all locks offer."""
+
+    def acquire(self, timeout: float | None = None) -> Any:
+        """Wait until it is ours; gives a `Held`. Raises `DeadlineExceeded` after `timeout` seconds."""
+        return run(self, acquire(self, timeout=timeout))
+
+    def try_acquire(self) -> Any:
+        """A `Held`, or None if it would have to wait."""
+        return run(self, acquire_nowait(self))
+
+    def holding(self, timeout: float | None = None) -> Holding:
+        """A context manager with a time limit for the wait."""
+        return Holding(self, timeout=timeout)
+
+    def _own_holding(self) -> Holding:
+        calls_of(self)
+        memory: dict[str, Any] = getattr(self, BINDING).memory
+        found: Holding = memory.setdefault("holding", Holding(self))
+        return found
+
+    async def __aenter__(self) -> Held:
+        return await self._own_holding().__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        return await self._own_holding().__aexit__(kind, error, trace)
+
+    def __enter__(self) -> Held:
+        return self._own_holding().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._own_holding().__exit__(kind, error, trace)
+
+
+class Lock(_Line, OneAtATime):
+    """One at a time, in the order of asking.
+
+        async with lock as held:       # or: with lock as held
+            ...
+        held = await lock.acquire(timeout=5); ...; await held.release()
+
+    Losing it cancels the body of `async with` and raises `LeaseLost`; a `with` body cannot be stopped, so look at
+    `held.valid`, and at its end `LeaseLost` is raised.
+    """
+
+    @query
+    def owner(self) -> str:
+        """The holder (`member/...`) that has it, empty if nobody has."""
+        return self.claims[0].holder if self.claims else ""
+
+
+class Semaphore(_Line):
+    """At most `capacity` at a time, in the order of asking."""
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"Semaphore({capacity}): at least one must be able to have it")
+        super().__init__()
+        self.capacity = capacity
+
+    def granted_count(self) -> int:
+        return min(self.capacity, len(self.claims))
+
+    @command
+    def resize(self, capacity: int) -> None:
+        """Let another number have it. Nobody who has it loses it."""
+        if capacity < 1:
+            raise ValueError(f"resize({capacity}): at least one must be able to have it")
+        before = self.granted_count()
+        self.capacity = capacity
+        self._tell(before)
+
+
+class RWLock(Claims):
+    """Many readers or one writer, in the order of asking, so that writers do not starve.
+
+    async with lock.read(): ...
+    async with lock.write(timeout=5) as held: ...
+    """
+
+    def granted_count(self) -> int:
+        if self.claims and self.claims[0].kind == "write":
+            return 1
+        readers = 0
+        for claim in self.claims:
+            if claim.kind == "write":
+                break
+            readers += 1
+        return readers
+
+    def read(self, timeout: float | None = None) -> Holding:
+        return Holding(self, "read", timeout=timeout)
+
+    def write(self, timeout: float | None = None) -> Holding:
+        return Holding(self, "write", timeout=timeout)
+
+
+class Barrier(StateMachine):
+    """`parties` wait for each other; then all go on, and the next round begins."""
+
+    def __init__(self, parties: int) -> None:
+        if parties < 1:
+            raise ValueError(f"Barrier({parties}): somebody must wait")
+        self.parties = parties
+        self.round = 0
+        self.arrived: list[tuple[int, str]] = []  # token, holder
+
+    @command
+    def arrive(self, holder: str) -> tuple[int, int, int]:
+        """Gives the round, the token and the place in it. The last to arrive ends the round."""
+        if not self.holder_lives(holder):
+            raise HolderUnknown(holder)
+        mine = (self.round, self.context.token, len(self.arrived))
+        self.arrived.append((self.context.token, holder))
+        if len(self.arrived) >= self.parties:
+            self.round += 1
+            self.arrived = []
+            self.note_change()
+        return mine
+
+    @command
+    def leave(self, token: int) -> None:
+        """Wait no longer."""
+        self.arrived = [each for each in self.arrived if each[0] != token]
+
+    def holder_ended(self, holder: str) -> None:
+        self.arrived = [each for each in self.arrived if each[1] != holder]
+        self.note_change()
+
+    @query
+    def waiting(self) -> int:
+        return len(self.arrived)
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Wait for the others; gives one's place in the round, from 0. Raises `DeadlineExceeded` after `timeout`
+        seconds, having left again, and `LeaseLost` if this node was not heard of meanwhile."""
+        return run(self, self._wait(timeout))
+
+    async def _wait(self, timeout: float | None) -> int:
+        calls = calls_of(self)
+        holder = await calls.holders.holder()
+        number, token, place = await calls.command(self, Barrier.arrive, holder.name, retry_safe=True)
+
+        def look() -> bool | None:
+            if self.round > number:
+                return True
+            return None if any(each[0] == token for each in self.arrived) else False
+
+        try:
+            async with asyncio.timeout(timeout):
+                passed = await calls.until(self, None, look)
+        except BaseException as error:
+            await asyncio.shield(calls.background(calls.command(self, Barrier.leave, token)))
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded(f"the others did not come within {timeout:g} s") from None
+            raise
+        if not passed:
+            raise LeaseLost("this node was not heard of while it waited at the barrier")
+        return int(place)
+
+
+class Election(_Line, OneAtATime, Generic[T]):
+    """A line of candidates, each with a value that it makes known; the first one leads until it resigns or ends.
+
+    async with election.campaign("10.0.0.1:80") as held: ...
+    async for value in election.observe(): ...
+    """
+
+    def campaign(self, value: T, timeout: float | None = None) -> Holding:
+        """Stand, and lead while the body runs."""
+        return Holding(self, value=value, timeout=timeout)
+
+    @command
+    def proclaim(self, token: int, value: T) -> bool:
+        """The leader with this token makes another value known. False if it does not lead (any more)."""
+        if not self.claims or self.claims[0].token != token:
+            return False
+        self.claims[0].value = value
+        self.note_change()
+        return True
+
+    @query
+    def leader(self) -> Claim | None:
+        """The claim that leads: its token, holder and value."""
+        return self.claims[0] if self.claims else None
+
+    async def observe(self) -> AsyncIterator[T]:
+        """The value of the present leader and of every later one, as this member learns of them. Values that were
+        followed by others before one could look are left out."""
+        calls = calls_of(self)
+        seen: tuple[int, Any] = (0, None)
+
+        def look() -> tuple[int, Any] | None:
+            now = (self.claims[0].token, self.claims[0].value) if self.claims else None
+            return now if now is not None and now != seen else None
+
+        while True:
+            seen = await calls.until(self, None, look)
+            yield seen[1]
