@@ -464,6 +464,8 @@ def test_a_checkpoint_never_runs_ahead_of_the_own_log() -> None:
             group.handle(node, raft_events.TimePassed())
         group.settle()
     assert group.machines[slow].disk[0] == done
+    member = group.members[slow]
+    assert member.next_deadline() > group.now, "it asks for turns in which it can do nothing"
     group.disks[slow].held = False
     group.run(100 * MS)
     assert group.machines[slow].disk[0] > done

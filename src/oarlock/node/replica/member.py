@@ -347,7 +347,8 @@ class Member:
             deadline = min(deadline, reads)
         if not self._changes.idle:
             deadline = min(deadline, self._changes.deadline())
-        if self._entries_since and not self._saving and self.machine is not None and self.machine.durable:
+        durable = self.machine is not None and self.machine.durable
+        if durable and self._entries_since and not self._saving and self._can_save():
             deadline = min(deadline, max(self._saved_at + self.limits.checkpoint_interval_ns, self._save_not_before))
         if self._save_not_before > self._now and (self._snapshot_wanted or self._entries_since):
             deadline = min(deadline, self._save_not_before)
@@ -836,8 +837,7 @@ class Member:
                 self._entries_since = 0
                 self._step.append(SnapshotWritten(raft.snapshot_meta(raft.last_applied)))
             return
-        # What is applied may be ahead of our own disk's log; a state beyond the log's end could not be recovered from.
-        if raft.log.stable_index < machine.applied_index or machine.applied_index != raft.last_applied:
+        if not self._can_save():
             return
         if machine.durable:
             if self._snapshot_wanted and self._start_snapshot():
@@ -855,6 +855,14 @@ class Member:
         elif self._entries_since >= limits.snapshot_entries or self._bytes_since >= limits.snapshot_bytes:
             self._snapshot_wanted = machine.applied_index
             self._start_snapshot()
+
+    def _can_save(self) -> bool:
+        """Whether the machine's state may be written down now.
+
+        What is applied may be ahead of our own disk's log; a state beyond the log's end could not be recovered from.
+        """
+        machine, raft = self.machine, self.raft
+        return machine is not None and raft.log.stable_index >= machine.applied_index == raft.last_applied
 
     def _begin_saving(self) -> None:
         self._saving = True
