@@ -117,11 +117,18 @@ ENTRIES: Final = (
         name="a follower acknowledges its whole log",
         source="microsoft/CCF #6016; hashicorp/raft 0f31a01",
         trigger="a follower with a longer log that differs",
+        note="with probes that carry no entries, as in the originals: else the first entry after the match cuts the tail",
         edits=(
             Edit(
                 CORE,
                 "AppendEntriesReply(term=self.current_term, success=True, index=verified), verified)",
                 "AppendEntriesReply(term=self.current_term, success=True, index=log.last_index), log.last_index)",
+            ),
+            Edit(
+                CORE,
+                "            self._send_append(node, progress)\n\n    def _last_for",
+                "            self._send_append(node, progress, empty=progress.state is ProgressState.PROBE)\n\n"
+                "    def _last_for",
             ),
         ),
     ),

@@ -42,7 +42,8 @@ def apply(edits: Sequence[Edit], source: Path) -> dict[Path, str]:
 def copy(target: Path, edits: Sequence[Edit]) -> Path:
     """A copy of the source in `target`, changed; returns the directory to import `oarlock` from."""
     source = target / "src"
-    shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__"))
+    # Compiled modules would hide what is changed.
+    shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for path, text in apply(edits, source).items():
         path.write_text(text)
     return source

@@ -70,6 +70,8 @@ class CheckpointedStore(MemoryStore):
             self._applied_index = index
             self._frozen_index = index
             self._frozen = {name: table.copy() for name, table in self.tables.items()}
+        self._base = {name: table.copy() for name, table in self.tables.items()}  # at the last checkpoint
+        self._stored = {name: table.copy() for name, table in self.tables.items()}  # what the file holds
 
     def commit(self, index: int, nbytes: int = 0) -> None:
         self._dirty += nbytes
@@ -85,12 +87,31 @@ class CheckpointedStore(MemoryStore):
         return self._dirty
 
     def checkpoint(self) -> StoreCheckpoint:
+        """What changed since the last one, as a store on pages writes it."""
         self._dirty = 0
-        return StoreCheckpoint(self, self.applied_index, {name: table.copy() for name, table in self.tables.items()})
+        contents = {name: table.copy() for name, table in self.tables.items()}
+        changed: dict[str, dict[bytes, bytes | None]] = {}
+        for name, pairs in contents.items():
+            before = self._base[name]
+            changed[name] = {key: value for key, value in pairs.items() if before.get(key) != value}
+            changed[name].update((key, None) for key in before if key not in pairs)
+        self._base = contents
+        return StoreCheckpoint(self, self.applied_index, contents, changed)
 
     def checkpointed(self, checkpoint: object) -> None:
         assert isinstance(checkpoint, StoreCheckpoint)
         self._frozen, self._frozen_index = checkpoint.contents, checkpoint.index
+
+    def save_changes(self, index: int, changed: dict[str, dict[bytes, bytes | None]]) -> None:
+        """Bring what is on the disk up to date."""
+        for name, pairs in changed.items():
+            stored = self._stored[name]
+            for key, value in pairs.items():
+                if value is None:
+                    stored.pop(key, None)
+                else:
+                    stored[key] = value
+        self.save(index, self._stored)
 
     def save(self, index: int, contents: dict[str, dict[bytes, bytes]]) -> None:
         """Replace the file, atomically and durably."""
@@ -108,6 +129,8 @@ class CheckpointedStore(MemoryStore):
         self.save(index, contents)
         super().replace(index, tables)
         self._frozen, self._frozen_index = contents, index
+        self._base = contents
+        self._stored = {name: dict(pairs) for name, pairs in contents.items()}
         self._dirty = 0
 
 
@@ -118,10 +141,17 @@ class _DurableReplacement(MemoryReplacement):
 class StoreCheckpoint:
     """What was applied when it was taken."""
 
-    def __init__(self, store: CheckpointedStore, index: int, contents: dict[str, dict[bytes, bytes]]) -> None:
+    def __init__(
+        self,
+        store: CheckpointedStore,
+        index: int,
+        contents: dict[str, dict[bytes, bytes]],
+        changed: dict[str, dict[bytes, bytes | None]],
+    ) -> None:
         self._store = store
+        self._changed = changed
         self.index = index
         self.contents = contents
 
     def write(self) -> None:
-        self._store.save(self.index, self.contents)
+        self._store.save_changes(self.index, self._changed)

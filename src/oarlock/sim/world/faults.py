@@ -137,27 +137,84 @@ class Faults:
     def _strand(self, draw: Stream) -> None:
         """A leader is cut off while its clients go on: what it takes then, its successor replaces."""
         world = self._world
+        timeout = world.swarm.timeout
         leader = self._some(draw, [p for p in world.up() if p.leads])
         if leader is None:
             return
         others = {node for node in self._ids() if node != leader.id}
         heard = {node for node in others if draw.draw(4) == 3}  # few hear it and cannot answer, or all the other way
-        kind = draw.draw(3)
+        kind = draw.draw(5)
         links = self._between({leader.id}, others)
+        duration = timeout * (2 + draw.draw(8))
         if kind == 1:
             links -= {(leader.id, node) for node in heard}
         elif kind == 2:
             links -= self._between({leader.id}, heard)
-        self._cut(links, world.swarm.timeout * (2 + draw.draw(8)))
-        for turn in range(1 + draw.draw(6)):
-            client = world.clients[draw.draw(len(world.clients))]
-            world.later(world.swarm.timeout * (turn + draw.draw(4)) // 8, client.ask_here, leader)
+        if kind == 3:
+            # What the others answered is under way for about as long as they are patient, and comes when they are not.
+            for node in others:
+                world.network.clogged[node, leader.id] = world.now + timeout * (4 + draw.draw(5)) // 8
+            world.later(timeout * (1 + draw.draw(4)) // 8, self._cut_later, (links, duration))
+        elif kind == 4 and others:
+            # It hands leadership over, and does not hear that its successor was elected.
+            leader.transfer(sorted(others)[draw.draw(len(others))])
+            incoming = {(node, leader.id) for node in others}
+            wait = (1 + draw.draw(6)) * (world.swarm.latency_min + world.swarm.latency_mean // 4 + world.swarm.cpu)
+            world.later(wait, self._cut_later, (incoming, duration))
+        else:
+            self._cut(links, duration)
+        for turn in range(1 + draw.draw(24) if draw.draw(4) == 3 else 1 + draw.draw(6)):
+            self._ask(draw, leader, turn)
+            if kind >= 3:
+                self._ask(draw, None, turn)
         end = draw.draw(4)
         if end >= 2:
-            world.later(world.swarm.timeout * (1 + draw.draw(8)) // 4, self._end, leader)
+            world.later(timeout * (1 + draw.draw(8)) // 4, self._end, leader)
         elif end == 1:  # or its disk stands still until after the successor has come
-            leader.sync_extra = world.swarm.timeout * (2 + draw.draw(16))
-            world.later(leader.sync_extra, self._flow, leader)
+            self._stand_still(leader, timeout * (2 + draw.draw(16)))
+
+    def _ask(self, draw: Stream, process: Process | None, turn: int) -> None:
+        """Some client asks something of this member, or of one that it knows, about `turn` eighths of T from now."""
+        world = self._world
+        client = world.clients[draw.draw(len(world.clients))]
+        read = draw.draw(2) == 1
+        wait = world.swarm.timeout * (turn + draw.draw(4)) // 8
+        world.later(wait, client.ask_one, (process, read))
+
+    def _lag(self, draw: Stream) -> None:
+        """What a follower is sent comes late, all at once, while clients read there and write at the leader."""
+        world = self._world
+        leader = self._some(draw, [p for p in world.up() if p.leads])
+        follower = self._some(draw, [p for p in world.up() if not p.leads and not p.witness])
+        if leader is None or follower is None:
+            return
+        world.network.clogged[leader.id, follower.id] = world.now + world.swarm.timeout * (1 + draw.draw(16)) // 4
+        for turn in range(2 + draw.draw(12)):
+            self._ask(draw, follower, turn)
+            self._ask(draw, leader, turn)
+
+    def _behind(self, draw: Stream) -> None:
+        """A member is down while clients write so much that a snapshot has to bring it back."""
+        world = self._world
+        leader = self._some(draw, [p for p in world.up() if p.leads])
+        process = self._some(draw, [p for p in world.up() if not p.leads])
+        if leader is None or process is None:
+            return
+        process.die(power=bool(draw.draw(2)) and "power" in world.swarm.classes)
+        duration = world.swarm.timeout * (1 + draw.draw(8)) // 2
+        count = min(60, 4 + draw.draw(2 * world.swarm.snapshot_entries + 8))
+        for turn in range(count):
+            client = world.clients[draw.draw(len(world.clients))]
+            world.later(duration * turn // count, client.ask_one, (None, False))
+        world.later(duration, self._begin_again, process)
+
+    def _begin_again(self, process: Process) -> None:
+        if not process.halted and self._world.processes[process.id] is process:
+            process.start()
+
+    def _stand_still(self, process: Process, duration: int) -> None:
+        process.sync_extra = duration
+        self._world.later(duration, self._flow, process)
 
     def _flow(self, process: Process) -> None:
         process.sync_extra = 0
@@ -213,6 +270,9 @@ class Faults:
     def _slow_disk(self, draw: Stream) -> None:
         process = self._some(draw)
         if process is not None:
+            if draw.draw(4) == 3:
+                self._stand_still(process, self._world.swarm.timeout * (2 + draw.draw(30)) // 2)
+                return
             process.sync_factor = 10 + draw.draw(90)
             if draw.draw(2):
                 process.give(raft.DiskHealth(True))

@@ -6,7 +6,7 @@ from math import log
 from typing import TYPE_CHECKING, Final
 
 from oarlock.raft import events as raft
-from oarlock.raft.messages import Message
+from oarlock.raft.messages import AppendEntries, Message
 from oarlock.raft.types import NodeId
 from oarlock.sim.world.choices import MILLION
 
@@ -58,7 +58,12 @@ class Network:
             fate -= swarm.loss
             if fate < swarm.duplicate // 2:
                 copies = 2
-            elif fate < swarm.duplicate // 2 + swarm.ghost:
+            elif fate < swarm.duplicate // 2 + swarm.ghost or (
+                swarm.ghost
+                and type(message) is AppendEntries
+                and not message.prev_log_index
+                and world.choices.draw("net/first entries", 4) == 3
+            ):  # the first entries of a log make the most harmful ghosts
                 ghost = self._mean * world.choices.stream("net/ghost").scaled(10, 1000)
                 copies = 1 + world.choices.draw("net/ghost", 2)
         for copy in range(copies):

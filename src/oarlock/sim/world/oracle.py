@@ -377,6 +377,10 @@ class Oracle:
                 raise Violation("CFG", f"member {process.id} uses another configuration than the last one in its log")
         role = core.role
         if isinstance(role, Leader):
+            if process.id in log.configuration.removed:
+                committed = log.configuration_at(commit)
+                if committed is not None and process.id in committed.removed and not committed.joint:
+                    raise Violation("CFG", f"member {process.id} leads on, though its removal is committed")
             if watched.led_term != core.current_term:
                 watched.matched = {}
                 self._elected(process, watched, in_force)

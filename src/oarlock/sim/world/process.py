@@ -37,6 +37,7 @@ GROUP: Final = 0
 LOG, SNAPSHOTS, MACHINE = "log", "snapshots", "machine"
 NEVER: Final = 2**62  # a deadline beyond this does not come
 EPOCH_NS: Final = 1_700_000_000 * 10**9
+RESTLESS_MAX: Final = 50
 PARTS_MAX: Final = 12  # of an interrupted write that may still reach the disk
 
 
@@ -84,6 +85,7 @@ class Process:
         self.cpu = world.swarm.cpu
         self.sync_factor = 1
         self.sync_extra = 0  # ns on top of every sync
+        self.job_extra = 0  # ns on top of everything that is written aside
         self.member: Member | None = None
         self.machine: WorldMachine | None = None
         self.life = 0
@@ -109,6 +111,7 @@ class Process:
         self._turn_due = False
         self._timer_at = -1
         self._due = 0  # the member's deadline on its own clock
+        self._restless = 0  # turns in a row that changed nothing and were asked for again at once
         self._queue: list[raft.Persist] = []
         self._group: list[raft.Persist] = []
         self._mark: Index = 0
@@ -392,6 +395,12 @@ class Process:
                 self._die_here()
                 return
         self._due = deadline = member.next_deadline()
+        if deadline > local or effects or world.now < self.paused_until:
+            self._restless = 0
+        else:
+            self._restless += 1
+            if self._restless > RESTLESS_MAX:
+                raise Violation("LIVE", f"member {self.id} asks for a turn again and again, and does nothing in it")
         if deadline < NEVER:
             self._set_timer(self.clock.when(deadline))
 
@@ -600,7 +609,8 @@ class Process:
     def _next_job(self, lane: int) -> None:
         draw = self.world.disk_times
         duration = self.world.swarm.job * (1 + draw.draw(16)) // 4 >> (4 * lane)
-        self.world.at(self.world.now + duration * self.sync_factor, self._job, (self.life, lane))
+        when = self.world.now + duration * self.sync_factor + (self.job_extra if lane == 0 else 0)
+        self.world.at(when, self._job, (self.life, lane))
 
     def _job(self, which: tuple[int, int]) -> None:
         life, lane = which

@@ -16,9 +16,10 @@ MS = 1_000_000
 CLASSES: tuple[str, ...] = (
     # the network
     "loss", "duplicate", "ghost", "jitter", "partition", "bridge", "one_way", "flap", "clog",
-    "reset", "strand",
+    "reset", "strand", "lag",
     # processes
     "kill", "power", "crash_all", "crash_effect", "crash_recovery", "pause", "slow_cpu", "hint",
+    "behind",
     # disks
     "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "misdirect",
     # clocks
@@ -82,14 +83,24 @@ class Swarm:
 TIMED: tuple[str, ...] = (
     "partition", "bridge", "one_way", "flap", "clog", "reset", "strand", "kill", "power", "crash_all", "pause",
     "slow_cpu", "hint", "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "misdirect", "drift", "wall",
-    "freeze", "transfer", "members", "replace",
+    "freeze", "transfer", "members", "replace", "lag", "behind",
 )  # fmt: skip
 """The classes that strike now and then; the others colour everything."""
 
 _ONE_IN = {"priorities": 10, "core": 5}
 """Classes that are not on in every second seed."""
 
-_RARE = {"crash_all": 6, "rot": 4, "misdirect": 4, "wipe": 10, "replace": 4, "power": 1, "hint": 2, "full": 2}
+_RARE = {
+    "crash_all": 6,
+    "rot": 4,
+    "misdirect": 4,
+    "wipe": 10,
+    "replace": 4,
+    "power": 1,
+    "hint": 2,
+    "full": 2,
+    "behind": 3,
+}
 
 
 def draw_swarm(choices: Choices, off: frozenset[str]) -> Swarm:
@@ -146,7 +157,7 @@ def draw_swarm(choices: Choices, off: frozenset[str]) -> Swarm:
         durable_machine=draw.draw(3) == 2,
         incarnations=draw.draw(4) != 0,
         publish=draw.draw(4) == 3,
-        segment_bytes=4096 << draw.draw(4),
+        segment_bytes=4096 << max(0, draw.draw(6) - 2),
         latency_min=draw.draw(1 + mean // 4),
         latency_mean=mean,
         stream=draw.draw(2) == 1,

@@ -1,13 +1,12 @@
-"""What a healthy group must be able to do: one trial a seed, after it has served. All bounds are in election timeouts.
+"""What a healthy group must be able to do: two trials a seed, after it has served. All bounds are in election timeouts.
 
 No fault here is one that a group may be slow about: a leader that is gone, disks slower than an election timeout, a
-network in which only one member reaches all others, an operator who moves leadership while clients write. Who has other
-priorities than the others is left alone, because it hands leadership over by itself.
+network in which only one member reaches all others, an operator who moves leadership while clients write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from oarlock.sim.failures import Violation
@@ -18,38 +17,85 @@ if TYPE_CHECKING:
     from oarlock.sim.world.process import Process
     from oarlock.sim.world.world import World
 
-KINDS: Final = ("handover", "slow_disks", "hub", "elections")
+KINDS: Final = ("calm", "hub", "deaf", "slow_disks", "elections", "comeback", "handover")
+TRIALS: Final = 2
 
 HANDOVER_TIMEOUTS: Final = 4  # for one handover under load, of which there are up to HANDOVER_ATTEMPTS
 HANDOVER_ATTEMPTS: Final = 2
 SLOW_TIMEOUTS: Final = 10  # how long the disks stay slow
 HUB_TIMEOUTS: Final = 40  # for a write through the one member that reaches all
+CALM_TIMEOUTS: Final = 10  # in which nothing happens, and nothing may
+DEAF_TIMEOUTS: Final = 8  # in which one member does not hear the leader
+TOLD_TIMEOUTS: Final = 4  # until who asked for a handover to a dead member is told that it failed
+IDLE_TIMEOUTS: Final = 8  # before a member comes back: a leader may have let go of its whole log by then
+COMEBACK_WRITES_MAX: Final = 80
 ELECTIONS: Final = 6  # leaders that are killed one after the other
 ELECTIONS_TIMEOUTS: Final = 30  # for all of their successors together ...
 ELECTIONS_PRE_VOTE_TIMEOUTS: Final = 18  # ... and with PreVote, where candidates get less in each other's way
 
 
 class Trials:
-    """Runs the trial that the seed drew. `ran` names it if it took place."""
+    """`chosen` are the trials of this seed, in order: up to `TRIALS` of those that the group can be put to."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.kind = KINDS[world.choices.draw("trial", len(KINDS))]
-        self.ran = ""
+        self._first = [world.choices.draw("trial", len(KINDS)) for _ in range(TRIALS)]
+        self.ran: list[str] = []
         self._loading = False
         self.waited: list[float] = []  # election timeouts that each thing took
 
-    def run(self) -> None:
+    def chosen(self) -> Iterator[str]:
+        """One after the other; whether the group can be put to it is asked when its turn has come."""
+        for first in self._first:
+            for kind in (*KINDS[first:], *KINDS[:first]):
+                if kind not in self.ran and self._able(kind):
+                    yield kind
+                    break
+
+    def run(self, kind: str) -> None:
+        """Raises `Violation` if the group fails."""
+        self.ran.append(kind)
+        getattr(self, f"_{kind}")()
+
+    def _able(self, kind: str) -> bool:
+        world, swarm = self._world, self._world.swarm
+        leader, voters = world.leader(), self._voters()
+        if leader is None or leader not in voters:
+            return False
+        if kind == "calm":
+            ids = {process.id for process in world.members()}
+            return self._alike() and any(p.up and p.id not in ids for p in world.processes.values())
+        if kind == "comeback":
+            return any(self._spare(process) for process in world.members())
+        if kind == "handover":
+            return self._alike() and len(voters) >= 2
+        if kind == "slow_disks":
+            return self._alike() and len(voters) >= 2 and swarm.check_quorum
+        if kind == "elections":
+            return self._alike() and self._spare(leader)
+        if len(voters) < 3 or not swarm.pre_vote or not swarm.check_quorum:
+            return False
+        return kind == "hub" or self._alike()
+
+    def _alike(self) -> bool:
+        """Whether nobody has another priority: who has hands leadership over by itself."""
+        return len({info.priority for info in self._world.oracle.configuration.members}) == 1
+
+    def _spare(self, process: Process) -> bool:
+        """Whether the others are a quorum."""
         world = self._world
-        priorities = {info.priority for info in world.oracle.configuration.members}
-        if len(priorities) > 1 or world.leader() is None:
-            return
-        getattr(self, f"_{self.kind}")()
+        left = {p.id for p in world.members() if p.up and p is not process}
+        return quorum_holds(world.oracle.configuration, left)
 
     def _voters(self) -> list[Process]:
         """Members that can lead and are up."""
         configuration = self._world.oracle.configuration
         return [p for p in self._world.members() if p.up and not p.witness and configuration.is_voter(p.id)]
+
+    def _leader(self) -> Process:
+        leader = self._world.leader()
+        assert leader is not None, "a trial begins with a leader"
+        return leader
 
     def _wait(self, until: Callable[[], bool], timeouts: int) -> bool:
         world = self._world
@@ -81,11 +127,7 @@ class Trials:
     def _handover(self) -> None:
         """An operator moves leadership while clients write: whoever is chosen leads soon. (diss. 3.10)"""
         world = self._world
-        leader = world.leader()
-        others = [p for p in self._voters() if p is not leader]
-        if leader is None or not others or leader not in self._voters():
-            return
-        self.ran = self.kind
+        others = [p for p in self._voters() if not p.leads]
         target = others[world.choices.draw("trial/target", len(others))]
         self._load(max(1, world.swarm.timeout // 40))
         for _ in range(HANDOVER_ATTEMPTS):
@@ -105,10 +147,7 @@ class Trials:
     def _slow_disks(self) -> None:
         """All disks but the leader's take longer than an election timeout: it goes on leading all the same."""
         world = self._world
-        leader = world.leader()
-        if leader is None or len(self._voters()) < 2:
-            return
-        self.ran = self.kind
+        leader = self._leader()
         term = leader.core.current_term
         for process in world.members():
             if process is not leader:
@@ -125,11 +164,7 @@ class Trials:
     def _hub(self) -> None:
         """Only one member reaches all others: it leads soon, or whoever leads has it in its majority, and writes."""
         world = self._world
-        swarm = world.swarm
-        voters = self._voters()
-        if len(voters) < 3 or not swarm.pre_vote or not swarm.check_quorum:
-            return
-        self.ran = self.kind
+        voters = [p for p in self._voters() if not p.leads]
         hub = voters[world.choices.draw("trial/target", len(voters))]
         ids = sorted(world.processes)
         world.network.cut |= {(a, b) for a in ids for b in ids if hub.id not in (a, b)}
@@ -143,6 +178,34 @@ class Trials:
                 f"{world.picture()}"
             )  # fmt: skip
 
+    def _deaf(self) -> None:
+        """A member hears nothing of the leader, as all others do, and asks in vain. It led before, when told to.
+
+        (diss. 4.2.3, 9.6)
+        """
+        world = self._world
+        voters = self._voters()
+        spared = [p for p in voters if self._spare(p)]
+        if not spared:
+            return
+        deaf = spared[world.choices.draw("trial/target", len(spared))]
+        for target in (deaf, next(p for p in voters if p is not deaf)):
+            leader = self._leader()
+            if leader is not target:
+                leader.transfer(target.id)
+                self._wait(lambda target=target: target.leads, HANDOVER_TIMEOUTS)  # type: ignore[misc]
+        if not self._wait(world.settled, HANDOVER_TIMEOUTS):
+            return
+        leader = self._leader()
+        if leader is deaf:
+            return
+        term = leader.core.current_term
+        world.network.cut.add((leader.id, deaf.id))
+        self._wait(lambda: False, DEAF_TIMEOUTS)
+        world.network.cut.clear()
+        if leader.core.current_term != term or not leader.leads:
+            raise Violation("ELT", f"{deaf.id}, which alone did not hear the leader, deposed it: {world.picture()}")
+
     def _elections(self) -> None:
         """Leaders die one after the other; each has a successor soon."""
         world = self._world
@@ -150,10 +213,8 @@ class Trials:
         bound = ELECTIONS_PRE_VOTE_TIMEOUTS if world.swarm.pre_vote else ELECTIONS_TIMEOUTS
         for _ in range(ELECTIONS):
             leader = world.leader()
-            left = {p.id for p in self._voters() if p is not leader} | {p.id for p in world.members() if p.witness}
-            if leader is None or not quorum_holds(world.oracle.configuration, left):
+            if leader is None or not self._spare(leader):
                 return
-            self.ran = self.kind
             world.advance(lambda: False, 3)  # a start with leases is patient for one timeout
             leader = world.leader()
             if leader is None:
@@ -166,3 +227,48 @@ class Trials:
                 raise Violation(
                     "ELT", f"{len(self.waited)} successors took {total:.1f} election timeouts: {world.picture()}"
                 )
+
+    def _calm(self) -> None:
+        """Nothing happens: nobody campaigns, whoever else may be about. (diss. 4.2.3)"""
+        world = self._world
+        leader = self._leader()
+        term = leader.core.current_term
+        self._wait(lambda: False, CALM_TIMEOUTS)
+        now = max(p.core.current_term for p in world.members() if p.up)
+        if now != term or not leader.leads:
+            raise Violation("ELT", f"the term went from {term} to {now}, and nothing had happened: {world.picture()}")
+
+    def _comeback(self) -> None:
+        """A member is down; leadership is to go to it all the same; others write, and it comes back when they are done.
+
+        The world's convergence says whether it catches up.
+        """
+        world = self._world
+        leader = self._leader()
+        others = [p for p in world.members() if p.up and p is not leader and self._spare(p)]
+        if not others:
+            return
+        away = others[world.choices.draw("trial/target", len(others))]
+        away.die(power=False)
+        leader.transfer(away.id)
+        if not self._wait(lambda: not leader.tokens, TOLD_TIMEOUTS):
+            raise Violation("LIVE", f"a handover to {away.id}, which is down, has no end: {world.picture()}")
+        idle = world.choices.draw("trial/idle", 2) == 1
+        if not idle:
+            leader.job_extra = 2 * world.swarm.timeout
+        count = min(COMEBACK_WRITES_MAX, 2 * world.swarm.snapshot_entries + 4)
+        asked = Persistent(world.clients[0])
+        for number in range(count):
+            world.later(
+                number * world.swarm.timeout // 32, asked.wait_once, (leader, world.application.serving(2, number))
+            )
+        if not self._wait(lambda: asked.done_once == count, HUB_TIMEOUTS):
+            raise Violation("LIVE", f"{count - asked.done_once} writes without an answer: {world.picture()}")
+        if idle:
+            self._wait(lambda: False, IDLE_TIMEOUTS)
+        away.start()
+        world.later(6 * world.swarm.timeout, self._quick_again, leader)
+
+    @staticmethod
+    def _quick_again(process: Process) -> None:
+        process.job_extra = 0

@@ -122,10 +122,18 @@ class Client:
             self._waiting = op
             process.submit(op, [plain(self._asker.command()) for _ in range(count)])
 
-    def ask_here(self, process: Process) -> None:
-        """One more command at this very member, whatever it waits for."""
-        if process.up and not self.stopped:
-            process.submit(Op(self, self.world.oracle.acknowledged, 1), [plain(self._asker.command())])
+    def ask_one(self, what: tuple[Process | None, bool]) -> None:
+        """One more read or command at this very member (None: at whoever leads), whatever else it waits for."""
+        process, read = what
+        if process is None:
+            process = self.world.leader()
+        if process is None or not process.up or process.witness or self.stopped:
+            return
+        floor = self.world.oracle.acknowledged
+        if read:
+            process.barrier(Op(self, floor, 1, self._asker.question()))
+        else:
+            process.submit(Op(self, floor, 1), [plain(self._asker.command())])
 
     def _in_session(self, process: Process, floor: Index) -> None:
         if not self._session:
@@ -166,6 +174,15 @@ class Persistent(Client):
         self.world = client.world
         self.left = 0
         self._asked: dict[Op, tuple[Process, bytes]] = {}
+        self._once: dict[Op, tuple[Process, bytes]] = {}
+        self.done_once = 0
+
+    def wait_once(self, what: tuple[Process, bytes]) -> None:
+        """A write alone; `done_once` counts those that were answered."""
+        process, command = what
+        op = Op(self, self.world.oracle.acknowledged, 1)
+        self._once[op] = what
+        process.submit(op, [command])
 
     def wait_for(self, process: Process, command: bytes) -> None:
         self.left += 1
@@ -185,6 +202,9 @@ class Persistent(Client):
         pass
 
     def done(self, op: Op) -> None:
+        if self._once.pop(op, None) is not None:
+            self.done_once += 1
+            return
         process, command = self._asked.pop(op)
         if command:
             self._ask_again((process, b""))
@@ -192,6 +212,10 @@ class Persistent(Client):
             self.left -= 1
 
     def failed(self, op: Op, outcome: object) -> None:
+        once = self._once.pop(op, None)
+        if once is not None:
+            self.world.later(self.world.swarm.timeout // 4, self.wait_once, once)
+            return
         self.world.later(self.world.swarm.timeout // 4, self._ask_again, self._asked.pop(op))
 
 

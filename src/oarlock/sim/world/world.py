@@ -356,7 +356,8 @@ class World:
         leaders = [p for p in self.up() if p.leads]
         return max(leaders, key=lambda p: p.core.current_term, default=None)
 
-    def _settled(self) -> bool:
+    def settled(self) -> bool:
+        """Whether one leads, all is committed, and all have applied it."""
         leader = self.leader()
         if leader is None or not self.oracle.configuration.is_voter(leader.id):
             return False  # one that the group has removed does not count
@@ -380,7 +381,7 @@ class World:
         last_turn = self.turns + TURNS_MAX
         led = False
         step = self.now
-        while not self._advance(self._settled, min(deadline, step), last_turn - self.turns):
+        while not self._advance(self.settled, min(deadline, step), last_turn - self.turns):
             led = led or self.leader() is not None
             if not led and step >= began + LEADER_TIMEOUTS * self.swarm.timeout:
                 raise Violation("LIVE", f"nobody leads {LEADER_TIMEOUTS} election timeouts {when}: {self.picture()}")
@@ -440,11 +441,11 @@ class World:
         return self._advance(until, self.now + timeouts * self.swarm.timeout, TURNS_MAX)
 
     def _trial(self) -> None:
-        """One of the things that a healthy group must be able to do; then everybody is told again."""
-        self.phase = f"trial {self.trials.kind}"
-        self.trials.run()
-        if self.trials.ran:
-            self._converge("after a trial")
+        """Things that a healthy group must be able to do; after each, everybody is told again."""
+        for kind in self.trials.chosen():
+            self.phase = f"trial: {kind}"
+            self.trials.run(kind)
+            self._converge(f"after the trial {kind}")
             self._drain()
 
     def _cold_restart(self) -> None:
