@@ -47,11 +47,17 @@ ENTRIES: Final = (
         name="what is compacted away looks like term 0",
         source="etcd-io/raft 76f1249",
         trigger="a follower behind the compaction base, and an empty AppendEntries",
+        note="what is not there is not applied, so that the invariant speaks before the exception does",
         edits=(
             Edit(
                 LOG,
                 "        if offset < 0 or offset > len(self._entries):\n            return None\n",
                 "        if offset < 0 or offset > len(self._entries):\n            return 0\n",
+            ),
+            Edit(
+                CORE,
+                "        self._apply_sent = entries[-1].index\n",
+                "        if not entries:\n            return\n        self._apply_sent = entries[-1].index\n",
             ),
             Edit(
                 CORE,

@@ -164,16 +164,16 @@ class Faults:
         else:
             self._cut(links, duration)
         for turn in range(1 + draw.draw(24) if draw.draw(4) == 3 else 1 + draw.draw(6)):
-            self._ask(draw, leader, turn)
-            if kind >= 3:
-                self._ask(draw, None, turn)
+            self._call_on(draw, leader, turn)
+            if kind >= 3 or world.swarm.lease_reads:
+                self._call_on(draw, None, turn)
         end = draw.draw(4)
         if end >= 2:
             world.later(timeout * (1 + draw.draw(8)) // 4, self._end, leader)
         elif end == 1:  # or its disk stands still until after the successor has come
             self._stand_still(leader, timeout * (2 + draw.draw(16)))
 
-    def _ask(self, draw: Stream, process: Process | None, turn: int) -> None:
+    def _call_on(self, draw: Stream, process: Process | None, turn: int) -> None:
         """Some client asks something of this member, or of one that it knows, about `turn` eighths of T from now."""
         world = self._world
         client = world.clients[draw.draw(len(world.clients))]
@@ -190,8 +190,8 @@ class Faults:
             return
         world.network.clogged[leader.id, follower.id] = world.now + world.swarm.timeout * (1 + draw.draw(16)) // 4
         for turn in range(2 + draw.draw(12)):
-            self._ask(draw, follower, turn)
-            self._ask(draw, leader, turn)
+            self._call_on(draw, follower, turn)
+            self._call_on(draw, leader, turn)
 
     def _behind(self, draw: Stream) -> None:
         """A member is down while clients write so much that a snapshot has to bring it back."""

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from oarlock.node.replica.sessions import plain
+from oarlock.raft import events as raft
+from oarlock.raft.types import MemberInfo
 from oarlock.sim.failures import Violation
 from oarlock.sim.invariants import quorum_holds
 from oarlock.sim.world.workload import Op, Persistent
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from oarlock.sim.world.process import Process
     from oarlock.sim.world.world import World
 
-KINDS: Final = ("calm", "hub", "deaf", "slow_disks", "elections", "comeback", "handover")
+KINDS: Final = ("calm", "hub", "deaf", "slow_disks", "elections", "comeback", "handover", "removal")
 TRIALS: Final = 2
 
 HANDOVER_TIMEOUTS: Final = 4  # for one handover under load, of which there are up to HANDOVER_ATTEMPTS
@@ -65,7 +68,9 @@ class Trials:
         if kind == "calm":
             ids = {process.id for process in world.members()}
             return self._alike() and any(p.up and p.id not in ids for p in world.processes.values())
-        if kind == "comeback":
+        if kind in ("comeback", "removal"):
+            if kind == "removal" and not (self._alike() and len(voters) >= 2):
+                return False
             return any(self._spare(process) for process in world.members())
         if kind == "handover":
             return self._alike() and len(voters) >= 2
@@ -119,7 +124,7 @@ class Trials:
         if leader is not None:
             client = world.clients[0]
             op = Op(client, world.oracle.acknowledged, 1)
-            leader.submit(op, [world.application.serving(2, leader.id)])
+            leader.submit(op, [plain(world.application.serving(2, leader.id))])
         world.later(pause, self._write, pause)
 
     # ------------------------------------------------------------------ the trials
@@ -169,7 +174,7 @@ class Trials:
         ids = sorted(world.processes)
         world.network.cut |= {(a, b) for a in ids for b in ids if hub.id not in (a, b)}
         asked = Persistent(world.clients[0])
-        asked.wait_for(hub, world.application.serving(2, hub.id))
+        asked.wait_for(hub, plain(world.application.serving(2, hub.id)))
         came = self._wait(lambda: asked.left == 0, HUB_TIMEOUTS)
         world.network.cut.clear()
         if not came:
@@ -260,7 +265,9 @@ class Trials:
         asked = Persistent(world.clients[0])
         for number in range(count):
             world.later(
-                number * world.swarm.timeout // 32, asked.wait_once, (leader, world.application.serving(2, number))
+                number * world.swarm.timeout // 32,
+                asked.wait_once,
+                (leader, plain(world.application.serving(2, number))),
             )
         if not self._wait(lambda: asked.done_once == count, HUB_TIMEOUTS):
             raise Violation("LIVE", f"{count - asked.done_once} writes without an answer: {world.picture()}")
@@ -268,6 +275,24 @@ class Trials:
             self._wait(lambda: False, IDLE_TIMEOUTS)
         away.start()
         world.later(6 * world.swarm.timeout, self._quick_again, leader)
+
+    def _removal(self) -> None:
+        """A member that is down is removed, comes back, and never hears of it: it disturbs nobody. (diss. 4.2.3)"""
+        world = self._world
+        leader = self._leader()
+        others = [p for p in self._voters() if p is not leader and self._spare(p)]
+        if not others:
+            return
+        gone = others[world.choices.draw("trial/target", len(others))]
+        gone.die(power=False)
+        leader.change((raft.ConfigChange(raft.ChangeKind.REMOVE, MemberInfo(id=gone.id)),))
+        if not self._wait(lambda: not leader.tokens, HUB_TIMEOUTS):
+            raise Violation("LIVE", f"the removal of {gone.id} is not answered: {world.picture()}")
+        if gone.id not in world.oracle.configuration.removed:
+            return  # refused: too many witnesses would have been left
+        self._wait(world.settled, TOLD_TIMEOUTS)
+        gone.start()
+        self._calm()
 
     @staticmethod
     def _quick_again(process: Process) -> None:

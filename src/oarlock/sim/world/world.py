@@ -105,13 +105,14 @@ class World:
     def _begin(self) -> None:
         swarm = self.swarm
         infos = []
+        mixed = self.choices.draw("priorities", 4) == 3
         for node in range(1, swarm.voters + swarm.learners + 1):
             role = MemberRole.VOTER
             if node > swarm.voters:
                 role = MemberRole.LEARNER
             elif node > swarm.voters - swarm.witnesses:
                 role = MemberRole.WITNESS
-            priority = 1 + (self.choices.draw("priority", 8) == 7)
+            priority = 1 + (mixed and self.choices.draw("priority", 3) == 2)
             infos.append(MemberInfo(id=node, role=role, priority=priority))
         initial = Configuration.of(*infos)
         self.oracle.configuration = initial
