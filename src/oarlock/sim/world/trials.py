@@ -13,7 +13,7 @@ from oarlock.node.replica.sessions import plain
 from oarlock.raft import events as raft
 from oarlock.raft.types import MemberInfo
 from oarlock.sim.failures import Violation
-from oarlock.sim.invariants import quorum_holds
+from oarlock.sim.invariants import majority_holds, quorum_holds
 from oarlock.sim.world.workload import Op, Persistent
 
 if TYPE_CHECKING:
@@ -280,7 +280,12 @@ class Trials:
         """A member that is down is removed, comes back, and never hears of it: it disturbs nobody. (diss. 4.2.3)"""
         world = self._world
         leader = self._leader()
-        others = [p for p in self._voters() if p is not leader and self._spare(p)]
+        well, voters = world.well(), world.oracle.configuration.voters
+        others = [
+            p
+            for p in self._voters()
+            if p is not leader and self._spare(p) and majority_holds(voters - {p.id}, well - {p.id})
+        ]
         if not others:
             return
         gone = others[world.choices.draw("trial/target", len(others))]
