@@ -18,6 +18,7 @@ from oarlock.config import ServerConfig
 from oarlock.errors import ConfigurationError, Stopped
 from oarlock.machines.base import Machine
 from oarlock.machines.kv.machine import KvMachine
+from oarlock.node import survivor
 from oarlock.node.backend import NodeBackend
 from oarlock.node.bootstrap import NodeOptions, start_node
 from oarlock.node.replica import MemberLimits
@@ -106,8 +107,25 @@ class ServingMember:
             await self.node.stop(timeout_s=max(0.05, 0.8 * (total_s - spent)))
 
 
+def force_new_cluster(data_dir: str) -> None:
+    """`--force-new-cluster`: see `oarlock.node.survivor`. Raises `StorageError`."""
+    kept = survivor.finish_interrupted(data_dir)
+    if survivor.was_recovered(data_dir) or kept is not None or survivor.survey(data_dir).alone:
+        log.warning("force-new-cluster has nothing to do: this member is a cluster of its own already; remove the flag")
+        return
+    done = survivor.recover(data_dir)
+    for line in done.survey.lines():
+        log.warning("force-new-cluster: %s", line)
+    log.warning(
+        "force-new-cluster: now cluster %x of this member alone; the old directory is %s; remove the flag",
+        done.identity.cluster_id, done.kept,
+    )  # fmt: skip
+
+
 async def start_member(config: ServerConfig) -> ServingMember:
     """Start the node and then its client port; if the second fails, the first is stopped again."""
+    if config.force_new_cluster:
+        force_new_cluster(config.data_dir)
     tls = client_tls(config)
     auth = auth_options(config)
     node = await start_node(node_options(config), machine_factory(config))

@@ -195,6 +195,13 @@ class ServerConfig:
         maximum=2**64 - 1,
     )
 
+    force_new_cluster: bool = _option(
+        BOOL,
+        False,
+        "Make a cluster of one of this member's data before it starts, when the majority is lost for good; what the "
+        "others had and this disk has not is lost. The old directory is kept. Does nothing on data that was recovered.",
+        section="clustering",
+    )
     strict_reconfig_check: bool = _option(
         BOOL,
         True,
@@ -448,7 +455,6 @@ ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
     "enable-v2": ("false",),
     "experimental-initial-corrupt-check": ("false", "true"),
     "experimental-watch-progress-notify-interval": ("0", "0s", "10m", "5s"),
-    "force-new-cluster": ("false",),
     "grpc-keepalive-min-time": ("5s",),
     "initial-election-tick-advance": ("true", "false"),
     "listen-metrics-urls": ("",),

@@ -19,6 +19,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from itertools import islice
+from typing import NamedTuple
 
 from oarlock.machines.kv.layout import (
     ALARMS,
@@ -174,3 +175,33 @@ def read_capture(index: int, chunks: Iterable[bytes], replacement: Replacement) 
         raise ValueError(f"the capture has {sum(counts.values())} records and says {count}")
     state = State(revision, compact_revision, keys, counts[TOMBSTONES], digest)
     replacement.put(META, STATE_KEY, pack_state(state))
+
+
+class CaptureSummary(NamedTuple):
+    """What a capture holds."""
+
+    revision: int
+    compact_revision: int
+    keys: int
+
+
+class _Nowhere:
+    """A `Replacement` that keeps the state's record only."""
+
+    def __init__(self) -> None:
+        self.state = State()
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        if table == META and key == STATE_KEY:
+            self.state = unpack_state(value)
+
+    def commit(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+def summarize(index: int, chunks: Iterable[bytes]) -> CaptureSummary:
+    """Read the whole of a capture taken at `index`. Raises `ValueError` as `read_capture` does."""
+    nowhere = _Nowhere()
+    read_capture(index, chunks, nowhere)
+    return CaptureSummary(nowhere.state.revision, nowhere.state.compact_revision, nowhere.state.keys)

@@ -48,6 +48,17 @@ def _id_bytes(lease: int) -> bytes:
     return (lease & _ID_MASK).to_bytes(8, "big")
 
 
+def unpack_clock(key: bytes, value: bytes) -> int | None:
+    """The lease clock, if this record of the table `leases` is it; its key sorts before all leases."""
+    return int(_CLOCK.unpack(value)[0]) if key == _CLOCK_KEY else None
+
+
+def full_ceiling(value: bytes, clock: int) -> bytes:
+    """The record of a lease with its whole TTL ahead of `clock`."""
+    ttl, _ = _LEASE.unpack(value)
+    return _LEASE.pack(ttl, min(clock + ttl * SECOND + slack_ns(ttl), CLOCK_MAX))
+
+
 class LeaseBook:
     """All leases of one machine. The machine's owner calls nothing here that changes anything, but `apply` does.
 

@@ -82,6 +82,7 @@ from oarlock.machines.kv.encoding import (
     without_value,
 )
 from oarlock.machines.kv.events import WatchEvent
+from oarlock.machines.kv.fresh import FreshReplacement, FreshStart
 from oarlock.machines.kv.history import Walk
 from oarlock.machines.kv.layout import (
     ALARMS,
@@ -807,11 +808,14 @@ class KvMachine:
     def capture(self) -> KvCapture:
         return KvCapture(self._store.view())
 
-    def restore(self, index: int, chunks: Iterable[bytes]) -> None:
-        """See `machines.base.Machine.restore`. Not while a checkpoint is open. Captures taken before stay readable."""
+    def restore(self, index: int, chunks: Iterable[bytes], *, fresh: FreshStart | None = None) -> None:
+        """See `machines.base.Machine.restore`. Not while a checkpoint is open. Captures taken before stay readable.
+
+        `fresh`: for a new cluster, which leaves out what belongs to the old one.
+        """
         replacement = self._store.replacement(index)
         try:
-            read_capture(index, chunks, replacement)
+            read_capture(index, chunks, replacement if fresh is None else FreshReplacement(replacement, fresh))
             replacement.commit()
         finally:
             replacement.abort()
