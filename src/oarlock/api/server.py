@@ -307,7 +307,7 @@ async def start_api(
 ) -> ApiServer:
     """Serve `backend` on all `listeners` (URLs; port 0 picks a free one, see `ApiServer.addresses`).
 
-    `metrics` is for this server alone. `engine` is "ngh2" or "h2", None for the best one installed. `methods` are
+    `metrics` is for this server alone. `engine` is one of `ENGINES`, None for the first that loads. `methods` are
     further RPCs, or replacements of ours. `auth` says how clients prove who they are. Raises `ConfigurationError` for a
     malformed URL, `ValueError` for an unknown engine, `OSError` if an address cannot be had; nothing is left listening
     then.

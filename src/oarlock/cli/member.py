@@ -15,7 +15,7 @@ from oarlock.cli.client_auth import auth_options
 from oarlock.cli.client_tls import client_tls
 from oarlock.cli.lifecycle import HaltedError, live
 from oarlock.config import ServerConfig
-from oarlock.errors import ConfigurationError, Stopped
+from oarlock.errors import Stopped
 from oarlock.machines.base import Machine
 from oarlock.machines.kv.machine import KvMachine
 from oarlock.node import survivor
@@ -153,8 +153,9 @@ def run_member(config: ServerConfig) -> int:
     if config.uvloop:
         try:
             import uvloop
-        except ImportError as error:
-            raise ConfigurationError('uvloop is on, but not installed: pip install "oarlock[speed]"') from error
-        factory = uvloop.new_event_loop
+        except ImportError:
+            factory = None  # asyncio's own
+        else:
+            factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(live(lambda: start_member(config), config.shutdown_timeout / 1000))

@@ -380,15 +380,15 @@ class ServerConfig:
     http2: str = _option(
         TEXT,
         "auto",
-        "The HTTP/2 library: `ngh2` is fast, `h2` is pure Python; `auto` takes `ngh2` where it is installed.",
+        "What speaks HTTP/2: `own` is Oarlock's engine, `ngh2` and `h2` are libraries; `auto` is `own`.",
         etcd=False,
         section="process",
-        choices=("auto", "ngh2", "h2"),
+        choices=("auto", "own", "ngh2", "h2"),
     )
     uvloop: bool = _option(
         BOOL,
-        False,
-        'Run on uvloop instead of asyncio\'s own event loop (needs `pip install "oarlock[speed]"`).',
+        True,
+        'Run on uvloop where it is installed (`pip install "oarlock[speed]"`), else on asyncio\'s own event loop.',
         etcd=False,
         section="process",
     )

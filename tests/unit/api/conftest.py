@@ -109,7 +109,7 @@ async def serve(engine: str, *, auth: AuthOptions | None = None, **limits: Any) 
         assert server.unsent_bytes == 0, f"{server.unsent_bytes} unsent bytes were forgotten"
 
 
-@pytest.fixture(params=["ngh2", "h2"])
+@pytest.fixture(params=["own", "ngh2", "h2"])
 def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -570,14 +570,15 @@ def test_choice_of_engine() -> None:
 
     for name in ENGINES:
         assert engine_factory(name)(Sink(), Limits()).take(1000), "the server's SETTINGS"
-    assert engine_factory() is engine_factory("ngh2")
-    with pytest.raises(ValueError, match="'h3' is not known: choose one of ngh2, h2"):
+    assert engine_factory() is engine_factory("own")
+    with pytest.raises(ValueError, match="'h3' is not known: choose one of own, ngh2, h2"):
         engine_factory("h3")
 
 
 def test_the_fallback_is_taken_when_ngh2_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
+    monkeypatch.setitem(sys.modules, "oarlock.api.http2.own_engine", None)
     monkeypatch.setitem(sys.modules, "oarlock.api.http2.ngh2_engine", None)
     assert engine_factory() is engine_factory("h2")
     monkeypatch.setitem(sys.modules, "oarlock.api.http2.h2_engine", None)

@@ -52,7 +52,9 @@ class Http2Connection(asyncio.Protocol, ABC):
         self.host = host
         self.limits = host.limits
         self.engine = host.engine(self, host.limits)
-        self._mender: AuthorityMender | None = AuthorityMender(host.limits.header_list_bytes_max)
+        self._mender: AuthorityMender | None = None
+        if not self.engine.takes_any_authority:
+            self._mender = AuthorityMender(host.limits.header_list_bytes_max)
         self.peer = "?"
         self.peer_host = "?"  # without the port: one client may have many connections
         self._transport: asyncio.Transport | None = None

@@ -1,7 +1,7 @@
 """What a connection needs from an HTTP/2 library: bytes in, calls of the sink out; answers in, bytes out. No I/O.
 
-Two engines implement it, `ngh2` (libnghttp2, the default) and `h2` (pure Python, for platforms without an ngh2 wheel).
-Both grant receive windows back by themselves; what a connection may hold is bounded one layer up.
+Three engines implement it, and pass the same tests: `own` (ours, the default), `ngh2` (libnghttp2) and `h2`. They
+grant receive windows back by themselves; what a connection may hold is bounded one layer up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from oarlock.api.limits import Limits
 
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-ENGINES = ("ngh2", "h2")
+ENGINES = ("own", "ngh2", "h2")
 
 
 class ErrorCode(IntEnum):
@@ -92,6 +92,10 @@ class Engine(Protocol):
 
     def unsent(self, stream_id: int = 0) -> int:
         """Body bytes queued and not yet taken, of one stream, or of all (0)."""
+
+    @property
+    def takes_any_authority(self) -> bool:
+        """Whether a URL in place of an authority does not matter (see `authority`)."""
 
     @property
     def wants_write(self) -> bool:

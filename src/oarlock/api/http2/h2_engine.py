@@ -273,6 +273,10 @@ class H2Engine:
         return outbox.size if outbox is not None else 0
 
     @property
+    def takes_any_authority(self) -> bool:
+        return False
+
+    @property
     def wants_write(self) -> bool:
         return True
 

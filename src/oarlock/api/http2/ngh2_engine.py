@@ -153,6 +153,10 @@ class Ngh2Engine:
             return 0  # the stream is gone and its bytes with it
 
     @property
+    def takes_any_authority(self) -> bool:
+        return False
+
+    @property
     def wants_write(self) -> bool:
         connection = self._connection
         return connection.want_write or not connection.want_read or bool(self._ready)
