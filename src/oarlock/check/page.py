@@ -38,7 +38,7 @@ svg .soft{fill:var(--soft)}svg .axis{stroke:var(--line)}
 """
 
 # The end of a long picture is where it goes wrong: begin there.
-_SCROLL: Final = "for(const f of document.querySelectorAll('.scroll'))f.scrollLeft=f.scrollWidth"
+_SCROLL: Final = "for(const f of document.querySelectorAll('.scroll[data-end]'))f.scrollLeft=f.scrollWidth"
 
 
 def page(title: str, body: str, style: str = "") -> str:

@@ -223,7 +223,7 @@ def _figure(found: Explanation) -> str:
         caption += " The amber bar must come before the red one."
     if left_out:
         caption += f" {left_out} earlier operations are not drawn."
-    drawing = f'<div class="scroll">{"".join(names)}{"".join(out)}</div>'
+    drawing = f'<div class="scroll" data-end>{"".join(names)}{"".join(out)}</div>'
     return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
 
 

@@ -22,9 +22,15 @@ import click
 from oarlock import __version__
 from oarlock.cli.campaign import campaign, dask_campaign
 from oarlock.cli.exits import Exit
+from oarlock.errors import ConfigurationError
+from oarlock.lab.diagram import diagram_page
+from oarlock.sim.retell import retell
+from oarlock.sim.scenario import ScenarioError, play
 from oarlock.sim.world import Outcome, Replay, run_replay
+from oarlock.sim.world.choices import Choices
+from oarlock.sim.world.recording import Recording
 from oarlock.sim.world.shrink import ATTEMPTS_MAX, Shrinker
-from oarlock.sim.world.swarm import CLASSES
+from oarlock.sim.world.swarm import CLASSES, draw_swarm
 from oarlock.sim.world.world import EVENTS
 
 EXIT_CLEAN = 0
@@ -58,6 +64,16 @@ TRACE_LINES = 120  # of a failure, on the terminal
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Where --shrink writes (default: seed-<S>.replay.json)."
 )
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the end of the run (of the failure) into this file.",
+)
+@click.option(
+    "--scenario",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Play this scenario on the core's stage instead, and print what it records.",
+)
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Processes (default: one for each core).")
 @click.option(
     "--dask", metavar="ADDRESS", default=None, help="Run the seeds on the workers of this dask.distributed scheduler."
@@ -75,6 +91,8 @@ def sim(
     shrink: bool,
     attempts: int,
     output: Path | None,
+    html: Path | None,
+    scenario: Path | None,
     jobs: int | None,
     dask: str | None,
     as_json: bool,
@@ -87,6 +105,8 @@ def sim(
     gc.freeze()
     if replay is not None and seed is not None:
         raise click.UsageError("--replay and --seed exclude each other: a replay file names its seed")
+    if scenario is not None:
+        raise SystemExit(_play(scenario))
     if dask is not None and (replay is not None or seed is not None or jobs is not None):
         raise click.UsageError("--dask is for many seeds on other machines: without --seed, --replay and --jobs")
     if replay is not None or seed is not None:
@@ -100,7 +120,17 @@ def sim(
             assert seed is not None
             run = Replay(seed=seed, events=events, off=sorted(off))
         outcome = run_replay(run, keep=None) if trace else run_replay(run)
-        _finish([outcome], run, None, shrink=shrink, attempts=attempts, output=output, as_json=as_json, trace=trace)
+        _finish(
+            [outcome],
+            run,
+            None,
+            shrink=shrink,
+            attempts=attempts,
+            output=output,
+            html=html,
+            as_json=as_json,
+            trace=trace,
+        )
         if digest:
             click.echo(outcome.digest)
         raise SystemExit(EXIT_FAILED if outcome.failed else EXIT_CLEAN)
@@ -134,6 +164,7 @@ def sim(
         shrink=shrink and not interrupted,
         attempts=attempts,
         output=output,
+        html=html if not interrupted else None,
         as_json=as_json,
         trace=False,
     )
@@ -160,6 +191,7 @@ def _finish(
     shrink: bool,
     attempts: int,
     output: Path | None,
+    html: Path | None,
     as_json: bool,
     trace: bool,
 ) -> None:
@@ -179,8 +211,17 @@ def _finish(
         small = shrinker.shrink()
         path = output if output is not None else Path(f"seed-{run.seed}.replay.json")
         path.write_bytes(small.dump())
-        failed = run_replay(small, keep=None)
+        recording = Recording()
+        failed = run_replay(small, keep=None, recording=recording)
         report["shrunk"] = {"file": str(path), "attempts": shrinker.attempts, "turns": failed.turns, "off": small.off}
+        report["shrunk"] |= _retold(small, failed, recording, path)
+        run = small
+    if html is not None and (failed is not None or seconds is None):
+        command = failed.command(run.events) if failed is not None else f"oarlock sim --seed {run.seed} --digest"
+        if "shrunk" in report:
+            command = f"oarlock sim --replay {report['shrunk']['file']} --digest"
+        _draw(html, run, command, report.get("shrunk", {}).get("scenario"))
+        report["html"] = str(html)
     if as_json:
         click.echo(json.dumps(report, indent=2))
         return
@@ -202,9 +243,68 @@ def _finish(
     else:
         click.echo(f"seed {failed.seed} failed in phase {failed.phase}, turn {failed.turns}: {failed.what}")
         if "shrunk" in report:
-            click.echo(f"replay: oarlock sim --replay {report['shrunk']['file']} --digest")
+            shrunk = report["shrunk"]
+            if shrunk["scenario"] is not None:
+                click.echo(f"scenario: oarlock sim --scenario {shrunk['scenario']} ({shrunk['commands']} commands)")
+            else:
+                click.echo(f"no scenario: {shrunk['why']}; the list of events above is all there is")
+            click.echo(f"replay: oarlock sim --replay {shrunk['file']} --digest")
         else:
             click.echo(f"replay: {failed.command(run.events)}")
+
+
+def _retold(small: Replay, failed: Outcome, recording: Recording, path: Path) -> dict[str, Any]:
+    """Try to say the failure as a scenario of the core, in a file beside the replay."""
+    swarm = draw_swarm(Choices(small.seed, small.edits or None), frozenset(small.off))
+    found = retell(
+        recording, swarm, failed.invariant, failed.what, f"Seed {small.seed} of the simulated world, made short."
+    )
+    if not found.text:
+        return {"scenario": None, "why": found.why}
+    file = path.with_name(path.name.removesuffix(".json").removesuffix(".replay") + ".scn")
+    file.write_text(found.text, encoding="utf-8")
+    return {"scenario": str(file), "commands": found.commands}
+
+
+def _draw(html: Path, run: Replay, command: str, scenario: str | None) -> None:
+    """The end of a run as a sequence diagram."""
+    recording = Recording()
+    outcome = run_replay(run, keep=None, recording=recording)
+    swarm = draw_swarm(Choices(run.seed, run.edits or None), frozenset(run.off))
+    facts = [
+        ("run it again", command),
+        ("faults", ", ".join(sorted(swarm.classes)) or "none"),
+        ("where", f"phase {outcome.phase}, turn {outcome.turns}, {recording.moments[-1].at / 1e6:.1f} ms"),
+    ]
+    texts = [("everything that happened, as text", outcome.trace)]
+    if scenario is not None:
+        texts.insert(0, ("as a scenario of the core", Path(scenario).read_text(encoding="utf-8")))
+    text = diagram_page(
+        recording,
+        f"oarlock sim: seed {run.seed}",
+        violation=outcome.what,
+        invariant=outcome.invariant,
+        facts=facts,
+        texts=texts,
+    )
+    try:
+        html.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {html}: {error.strerror}") from error
+
+
+def _play(scenario: Path) -> int:
+    """Play a scenario file; 0: it held, 1: an invariant broke. A wrong one names line and column."""
+    try:
+        click.echo(play(scenario.read_text(encoding="utf-8"), str(scenario)), nl=False)
+    except (ScenarioError, UnicodeDecodeError) as error:
+        raise ConfigurationError(str(error)) from None
+    except AssertionError as error:  # a violation, an assert of the core, or a group that does not settle
+        click.echo(str(error))
+        for note in getattr(error, "__notes__", []):
+            click.echo(note)
+        return EXIT_FAILED
+    return EXIT_CLEAN
 
 
 def _told(replay: Replay, attempts: int) -> None:

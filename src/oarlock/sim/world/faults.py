@@ -62,10 +62,17 @@ class Faults:
         network = self._world.network
         fresh = links - network.cut
         network.cut |= fresh
+        self._record_links()
         self._world.later(duration, self._mend, fresh)
 
     def _mend(self, links: set[tuple[NodeId, NodeId]]) -> None:
         self._world.network.cut -= links
+        self._record_links()
+
+    def _record_links(self) -> None:
+        world = self._world
+        if world.recording is not None:
+            world.recording.links(world.now, world.network.cut, self._ids())
 
     def _ids(self) -> list[NodeId]:
         return sorted(self._world.processes)

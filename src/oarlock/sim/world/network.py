@@ -9,6 +9,7 @@ from oarlock.raft import events as raft
 from oarlock.raft.messages import AppendEntries, Message
 from oarlock.raft.types import NodeId
 from oarlock.sim.world.choices import MILLION
+from oarlock.sim.world.recording import Sent
 
 if TYPE_CHECKING:
     from oarlock.sim.world.process import Process
@@ -43,8 +44,13 @@ class Network:
         world.oracle.sent(sender, to, message)
         self.sent += 1
         link = (sender.id, to)
+        recorded = None
+        if world.recording is not None:
+            recorded = world.recording.sent(world.now, sender.id, to, message)
         if self.cut and link in self.cut:
             self.dropped += 1
+            if recorded is not None:
+                recorded.fate = "cut"
             return
         ghost = 0
         copies = 1
@@ -54,6 +60,8 @@ class Network:
             fate = MILLION - 1 - self._fate.draw(MILLION)
             if fate < swarm.loss:
                 self.dropped += 1
+                if recorded is not None:
+                    recorded.fate = "lost"
                 return
             fate -= swarm.loss
             if fate < swarm.duplicate // 2:
@@ -77,7 +85,7 @@ class Network:
             if self.clogged and link in self.clogged:
                 when = max(when, self.clogged[link])
             epoch = -1 if ghost else self._epochs.get(link, 0)
-            world.at(when, self._arrive, (sender.id, to, sender.incarnation, epoch, message))
+            world.at(when, self._arrive, (sender.id, to, sender.incarnation, epoch, message, recorded))
 
     def reset(self, one: NodeId, other: NodeId) -> None:
         """The connection breaks: what is under way in either direction is lost; a new one is made at once."""
@@ -87,8 +95,8 @@ class Network:
             if process is not None and process.up:
                 process.known.pop(link[1], None)
 
-    def _arrive(self, packet: tuple[NodeId, NodeId, int, int, Message]) -> None:
-        sender, to, incarnation, epoch, message = packet
+    def _arrive(self, packet: tuple[NodeId, NodeId, int, int, Message, Sent | None]) -> None:
+        sender, to, incarnation, epoch, message, recorded = packet
         world = self._world
         process = world.processes.get(to)
         if process is None or process.member is None:
@@ -104,6 +112,8 @@ class Network:
                     return  # of a disk that was replaced: its connection is gone
                 process.known[sender] = incarnation
                 process.give(raft.PeerConnected(sender, incarnation))
+        if recorded is not None and world.recording is not None:
+            world.recording.arrived(recorded)
         process.give(raft.MessageReceived(sender, message))
 
     def heal(self) -> None:

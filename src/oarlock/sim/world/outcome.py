@@ -12,6 +12,7 @@ from oarlock.errors import ConfigurationError
 from oarlock.sim.failures import Violation
 from oarlock.sim.world.application import Application
 from oarlock.sim.world.choices import Edits
+from oarlock.sim.world.recording import Recording
 from oarlock.sim.world.swarm import CLASSES
 from oarlock.sim.world.trace import trace_text
 from oarlock.sim.world.world import EVENTS, TRACE_KEPT, World
@@ -35,7 +36,13 @@ class Replay(msgspec.Struct, kw_only=True, frozen=True):
     invariant: str = ""  # what it shows
     reason: str = ""
 
-    def world(self, *, keep: int | None = TRACE_KEPT, application: Application | None = None) -> World:
+    def world(
+        self,
+        *,
+        keep: int | None = TRACE_KEPT,
+        application: Application | None = None,
+        recording: Recording | None = None,
+    ) -> World:
         edits: Edits | None = self.edits or None
         return World(
             self.seed,
@@ -45,6 +52,7 @@ class Replay(msgspec.Struct, kw_only=True, frozen=True):
             stop_after=self.stop_after,
             keep=keep,
             application=application,
+            recording=recording,
         )
 
     def dump(self) -> bytes:
@@ -93,12 +101,18 @@ def run_seed(seed: int, *, events: int = EVENTS, off: frozenset[str] = frozenset
     return run_replay(Replay(seed=seed, events=events, off=sorted(off)))
 
 
-def run_replay(replay: Replay, *, keep: int | None = TRACE_KEPT, application: Application | None = None) -> Outcome:
+def run_replay(
+    replay: Replay,
+    *,
+    keep: int | None = TRACE_KEPT,
+    application: Application | None = None,
+    recording: Recording | None = None,
+) -> Outcome:
     """Run what a replay describes, with the key-value machine or another application."""
     outcome = Outcome(replay.seed)
     world: World | None = None
     try:
-        world = replay.world(keep=keep, application=application)
+        world = replay.world(keep=keep, application=application, recording=recording)
         world.run()
     except Violation as violation:
         outcome.invariant = violation.name

@@ -366,6 +366,8 @@ class Process:
         assert member is not None
         local = self.clock.read(world.now)
         oracle = world.oracle
+        if world.recording is not None:
+            world.recording.begins(world, self, events)
         try:
             effects = member.handle(events, local)
             member.validate()

@@ -1,23 +1,28 @@
 """From a failing seed to a short run that fails in the same way. (docs/explanation/simulation.md)
 
-In this order, and a candidate counts only if the same invariant fires: drop whole classes of faults, cut the tail, then
-delta debugging over the choices: first those of faults, operators and clients, then those of crashes and of the
-network. A choice that is taken back takes its quiet value 0. A replay is tolerant: choices that nobody asks for any
-more are not used.
+In this order, and a candidate counts only if the same invariant fires in the same layer: drop whole classes of faults,
+make the group smaller (members, clients), cut the tail, then delta debugging over the choices: first those of faults,
+operators and clients, then those of crashes and of the network; what is left of the world's own numbers goes to its
+quiet value last. A choice that is taken back takes its quiet value 0. A replay is tolerant: choices that nobody asks
+for any more are not used.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import msgspec
 
+from oarlock.sim.failures import Violation
 from oarlock.sim.world.application import Application
-from oarlock.sim.world.choices import Edits
+from oarlock.sim.world.choices import Choices, Edits
 from oarlock.sim.world.outcome import Outcome, Replay, run_replay
-from oarlock.sim.world.swarm import CLASSES, draw_swarm
+from oarlock.sim.world.swarm import CLASSES, Swarm, draw_swarm
 
 ATTEMPTS_MAX = 600  # runs that shrinking may take, unless told otherwise
+FEWER_TRIES = 12  # smaller worlds that are tried before the present size is kept
+SHAPE_CHARS = 60  # of a message, with its numbers left out, that say where it comes from
 
 # What may be taken back, in this order; of a fault only whether it strikes (every choice, the interval before it too).
 KINDS = ("fault/", "client/", "crash", "net/fate", "net/ghost", "net/delay", "disk times")
@@ -52,7 +57,7 @@ class Shrinker:
         if self.attempts >= self._budget:
             return False
         outcome = self._run(candidate)
-        if outcome.invariant != self.outcome.invariant:
+        if shape(outcome) != shape(self.outcome):
             return False
         self.outcome = outcome
         self.best = msgspec.structs.replace(candidate, reason=outcome.what)
@@ -64,9 +69,11 @@ class Shrinker:
         """The shortest that was found within the budget of attempts."""
         self._cut_tail()
         self._drop_classes()
+        self._fewer_people()
         self._cut_tail()
         for kind in KINDS:
             self._take_back(kind)
+        self._quiet_numbers()
         self._cut_tail()
         return self.best
 
@@ -81,9 +88,38 @@ class Shrinker:
             size //= 2
 
     def _classes(self) -> frozenset[str]:
-        from oarlock.sim.world.choices import Choices
+        return self._swarm(self.best.edits).classes
 
-        return draw_swarm(Choices(self.best.seed, self.best.edits or None), frozenset(self.best.off)).classes
+    def _swarm(self, edits: Edits) -> Swarm:
+        return draw_swarm(Choices(self.best.seed, edits or None), frozenset(self.best.off))
+
+    def _fewer_people(self) -> None:
+        """Fewer members and clients, as long as a smaller world fails alike. What a number means is found by trying."""
+        while self.attempts < self._budget:
+            now = _size(self._swarm(self.best.edits))
+            choices = Choices(self.best.seed, self.best.edits or None)
+            draw_swarm(choices, frozenset(self.best.off))
+            smaller: list[tuple[int, int, int]] = []
+            for number, value in enumerate(choices.stream("swarm").values):
+                for other in (0, 5, 10):
+                    if other != value:
+                        size = _size(self._swarm(_set(self.best.edits, "swarm", number, other)))
+                        if size < now:
+                            smaller.append((size, number, other))
+            smaller.sort()
+            if not any(
+                self._try(msgspec.structs.replace(self.best, edits=_set(self.best.edits, "swarm", number, value)))
+                for _, number, value in smaller[:FEWER_TRIES]
+            ):
+                return
+
+    def _quiet_numbers(self) -> None:
+        """Sizes, times and switches of the world, each to 0 where it does not matter."""
+        for number, value in enumerate(self._recorded().get("swarm", [])):
+            if value and number not in self.best.edits.get("swarm", {}):
+                edits = _set(self.best.edits, "swarm", number, 0)
+                if _size(self._swarm(edits)) <= _size(self._swarm(self.best.edits)):
+                    self._try(msgspec.structs.replace(self.best, edits=edits))
 
     def _cut_tail(self) -> None:
         """Nothing after the violation matters; a shorter safety phase may show it too."""
@@ -120,14 +156,29 @@ class Shrinker:
             size = min(size // 2, max(1, len(left)))
 
     def _recorded(self) -> dict[str, list[int]]:
-        from oarlock.sim.failures import Violation
-
         world = self.best.world(application=self._application())
         try:
             world.run()
         except Violation:
             pass  # that it fails is what we know
         return world.choices.recorded()
+
+
+def shape(outcome: Outcome) -> tuple[str, str]:
+    """What must stay the same: the invariant and, where one stands for many places in the code, which of them."""
+    if outcome.invariant not in ("ASSERT", "CRASH"):
+        return outcome.invariant, ""
+    return outcome.invariant, re.sub(r"[\d.]+", "#", outcome.what)[:SHAPE_CHARS]
+
+
+def _size(swarm: Swarm) -> int:
+    return 4 * (swarm.voters + swarm.learners) + 2 * swarm.clients + swarm.witnesses
+
+
+def _set(edits: Edits, kind: str, number: int, value: int) -> dict[str, dict[int, int]]:
+    merged = {name: dict(values) for name, values in edits.items()}
+    merged.setdefault(kind, {})[number] = value
+    return merged
 
 
 def _with(edits: Edits, part: list[tuple[str, int]]) -> dict[str, dict[int, int]]:

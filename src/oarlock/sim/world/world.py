@@ -27,6 +27,7 @@ from oarlock.sim.world.faults import Faults
 from oarlock.sim.world.network import Network
 from oarlock.sim.world.oracle import Oracle
 from oarlock.sim.world.process import Process
+from oarlock.sim.world.recording import Recording
 from oarlock.sim.world.swarm import draw_swarm
 from oarlock.sim.world.trials import Trials
 from oarlock.sim.world.workload import Client, Persistent
@@ -51,7 +52,7 @@ class World:
 
     `events` bounds the safety phase, in turns; `stop_after` ends the whole run after so many turns; `off` takes classes
     of faults away; `edits` changes choices; `keep` is how many of the last events the trace holds (None: all);
-    `application` is what runs on the members (the key-value machine).
+    `application` is what runs on the members (the key-value machine); `recording` is told of everything.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class World:
         stop_after: int | None = None,
         keep: int | None = TRACE_KEPT,
         application: Application | None = None,
+        recording: Recording | None = None,
     ) -> None:
         self.seed = seed
         self.application: Application = application if application is not None else KvApplication()
@@ -75,6 +77,7 @@ class World:
         self.healed = False
         self.turns = 0
         self.phase = "safety"
+        self.recording = recording
         self.trace: deque[tuple[int, int, NodeId, Any, Any]] = deque(maxlen=keep)
         self._log: list[tuple[int, ...]] = []
         self._agenda: list[tuple[int, int, Callable[..., None], Any]] = []
@@ -184,6 +187,8 @@ class World:
              log.last_applied, log.snapshot_index, len(effects), self.network.sent)
         )  # fmt: skip
         self.trace.append((self.now, self.turns, process.id, events, effects))
+        if self.recording is not None:
+            self.recording.ended(process, effects)
         if core.is_leader and self._led.get(process.id) != core.current_term:
             self._led[process.id] = core.current_term
             self.faults.elected(process)
@@ -198,6 +203,8 @@ class World:
         """Something happened to a member from outside."""
         self._log.append((self.now, process.id, -1))
         self.trace.append((self.now, self.turns, process.id, what, None))
+        if self.recording is not None:
+            self.recording.note(self.now, process, what)
 
     def digest(self) -> str:
         """A digest of everything that happened: equal for equal runs, in every process."""
