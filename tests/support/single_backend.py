@@ -96,6 +96,12 @@ class SingleBackend:
         self._plan()
 
     lease_ttl_min = 2
+    quarantined = False
+
+    def capture(self, done: Callable[[object], None]) -> None:
+        self._loop.call_soon(
+            done, self.fail_with if self.fail_with is not None else (self.machine.capture(), self.term)
+        )
 
     def ask_leases(self, renew: Sequence[int], query: Sequence[int], done: Callable[[object], None]) -> None:
         """Without a keeper: nothing ever expires here, and a lease always has all of its TTL."""

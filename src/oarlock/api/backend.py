@@ -68,6 +68,14 @@ class Backend(Protocol):
         s for each of `renew`, 0 for one that is unknown or over; the rest of it in s for each of `query`, -1 for such
         a one. Or `done(error)` with a `RaftError`. Raises `Overloaded` at once when too much waits."""
 
+    @property
+    def quarantined(self) -> bool:
+        """Whether this member's state is known to differ from the others': it must not be read."""
+
+    def capture(self, done: Callable[[object], None]) -> None:
+        """`done((capture, term))` with a `machines.kv.capture.KvCapture` that shows at least what is applied now, and
+        which the caller closes, and the term of the entry at its index; or `done(error)` with a `RaftError`."""
+
     def members(self) -> Sequence[MemberView]: ...
 
     def status(self) -> StatusView: ...

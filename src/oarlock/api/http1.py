@@ -23,6 +23,8 @@ from oarlock.api.etcd.context import CLUSTER_VERSION, ETCD_VERSION
 from oarlock.api.limits import Limits
 from oarlock.api.metrics import Metrics
 from oarlock.errors import RaftError
+from oarlock.machines.kv.alarms import AlarmBook
+from oarlock.machines.kv.commands_alarm import AlarmType
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,11 @@ def make_application(backend: Backend, metrics: Metrics, allowed_hosts: list[str
 async def _check_health(backend: Backend, *, serializable: bool, exclude: list[str]) -> tuple[bool, str]:
     """etcd's rules: an alarm that is not excluded, no leader, or a read that fails make a member unhealthy."""
     view = backend.status()
+    alarms: AlarmBook | None = getattr(backend.kv, "alarms", None)
+    for _, kind in alarms.active() if alarms is not None else ():
+        name = AlarmType(kind).name
+        if name not in exclude:
+            return False, f"ALARM {name}"
     for alarm in view.errors:
         if not any(name and name in alarm for name in exclude):
             return False, alarm

@@ -50,6 +50,9 @@ class Limits:
     stream_unsent_bytes: int = 256 * 1024
     """Unsent bytes of one streaming answer at which `send` waits for the reader."""
 
+    quota_bytes: int = 2 << 30
+    """Space in use at which nothing is taken any more that needs some (etcd's --quota-backend-bytes)."""
+
     txn_ops_max: int = 128
     """Operations of one transaction (etcd's --max-txn-ops)."""
 

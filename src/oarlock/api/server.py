@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from oarlock.api.backend import Backend
 from oarlock.api.etcd import ETCD_VERSION, EtcdService
+from oarlock.api.etcd.compactor import AutoCompaction
 from oarlock.api.etcd.tokens import AuthOptions
 from oarlock.api.grpc import GrpcConnection, Method, Router
 from oarlock.api.http1 import Http1Guard, http1_factory, make_application
@@ -40,6 +41,7 @@ class ApiServer:
         allowed_hosts: Sequence[str],
         methods: Sequence[Method],
         auth: AuthOptions,
+        compaction: AutoCompaction | None,
     ) -> None:
         self.limits = limits
         self.engine = engine_factory(engine)
@@ -48,7 +50,7 @@ class ApiServer:
         self.unsent_bytes = 0
         self._backend_flush_soon = backend.flush_soon
         self._to_flush: list[Http2Connection] = []
-        self.service = EtcdService(backend, limits, auth)
+        self.service = EtcdService(backend, limits, auth, compaction)
         served = {(m.service, m.name) for m in methods}
         all_methods = [m for m in self.service.methods() if (m.service, m.name) not in served] + list(methods)
         self.service.protect(all_methods)
@@ -304,15 +306,18 @@ async def start_api(
     allowed_hosts: Sequence[str] = ("*",),
     methods: Sequence[Method] = (),
     auth: AuthOptions | None = None,
+    compaction: AutoCompaction | None = None,
 ) -> ApiServer:
     """Serve `backend` on all `listeners` (URLs; port 0 picks a free one, see `ApiServer.addresses`).
 
     `metrics` is for this server alone. `engine` is one of `ENGINES`, None for the first that loads. `methods` are
-    further RPCs, or replacements of ours. `auth` says how clients prove who they are. Raises `ConfigurationError` for a
-    malformed URL, `ValueError` for an unknown engine, `OSError` if an address cannot be had; nothing is left listening
-    then.
+    further RPCs, or replacements of ours. `auth` says how clients prove who they are, `compaction` when history is
+    dropped by itself. Raises `ConfigurationError` for a malformed URL, `ValueError` for an unknown engine, `OSError` if
+    an address cannot be had; nothing is left listening then.
     """
-    server = ApiServer(backend, metrics, limits or Limits(), engine, allowed_hosts, methods, auth or AuthOptions())
+    server = ApiServer(
+        backend, metrics, limits or Limits(), engine, allowed_hosts, methods, auth or AuthOptions(), compaction
+    )
     try:
         for url in listeners:
             await server.listen(url, tls)

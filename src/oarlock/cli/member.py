@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import cast
 
 from oarlock.api.backend import Backend
+from oarlock.api.etcd.compactor import AutoCompaction
 from oarlock.api.limits import Limits
 from oarlock.api.metrics import Metrics
 from oarlock.api.server import ApiServer, start_api
@@ -15,6 +16,7 @@ from oarlock.cli.client_auth import auth_options
 from oarlock.cli.client_tls import client_tls
 from oarlock.cli.lifecycle import HaltedError, live
 from oarlock.config import ServerConfig
+from oarlock.config.validate import retained_ms, retained_revisions
 from oarlock.errors import Stopped
 from oarlock.machines.base import Machine
 from oarlock.machines.kv.machine import KvMachine
@@ -27,8 +29,24 @@ from oarlock.transport.tls import PeerTls
 
 log = logging.getLogger(__name__)
 
+QUOTA_NONE = 1 << 62
+
 DRAIN_S_MAX = 2.0
 """How long requests under way may take to end when the server stops; the rest of the shutdown timeout is the node's."""
+
+
+def quota_of(config: ServerConfig) -> int:
+    """etcd's rule: 0 is the default, less than 0 is no quota."""
+    if config.quota_backend_bytes < 0:
+        return QUOTA_NONE
+    return config.quota_backend_bytes or Limits().quota_bytes
+
+
+def compaction_of(config: ServerConfig) -> AutoCompaction:
+    """When history is dropped by itself. The texts were checked with the rest of the configuration."""
+    if config.auto_compaction_mode == "revision":
+        return AutoCompaction("revision", revisions=retained_revisions(config.auto_compaction_retention))
+    return AutoCompaction("periodic", retention_s=retained_ms(config.auto_compaction_retention) / 1000)
 
 
 def limits_of(config: ServerConfig) -> Limits:
@@ -40,6 +58,7 @@ def limits_of(config: ServerConfig) -> Limits:
         # one request of the permitted size must fit, whatever else is held back on the connection
         unfinished_request_bytes_max=max(Limits().unfinished_request_bytes_max, 2 * config.max_request_bytes),
         txn_ops_max=config.max_txn_ops,
+        quota_bytes=quota_of(config),
         keepalive_interval_s=config.grpc_keepalive_interval / 1000,
         keepalive_timeout_s=config.grpc_keepalive_timeout / 1000,
     )
@@ -140,6 +159,7 @@ async def start_member(config: ServerConfig) -> ServingMember:
             engine=None if config.http2 == "auto" else config.http2,
             allowed_hosts=config.host_whitelist,
             auth=auth,
+            compaction=compaction_of(config),
         )
     except BaseException:
         await node.stop(timeout_s=1.0)

@@ -261,6 +261,28 @@ class ServerConfig:
         minimum=1024,
         maximum=64 << 20,
     )
+    quota_backend_bytes: int = _option(
+        INT,
+        0,
+        "Bytes of state in use at which writes are refused until some are freed (the alarm NOSPACE). 0: 2 GiB; less "
+        "than 0: no quota.",
+        section="limits",
+    )
+    auto_compaction_mode: str = _option(
+        TEXT,
+        "periodic",
+        "How history is dropped by itself: `periodic` keeps the time, `revision` the number of revisions that "
+        "`--auto-compaction-retention` says.",
+        section="limits",
+        choices=("periodic", "revision"),
+    )
+    auto_compaction_retention: str = _option(
+        TEXT,
+        "0",
+        "How much history is kept: a duration (`30m`; a number alone is hours), or a number of revisions. 0: all, "
+        "until a client compacts.",
+        section="limits",
+    )
     max_txn_ops: int = _option(
         INT, 128, "Operations in one transaction, nested ones included.", section="limits", minimum=1, maximum=100_000
     )
@@ -438,8 +460,6 @@ CONFIG_FILE = Option(
 # default): with it the flag is accepted, so that existing units and manifests work; with any other the server refuses
 # to start rather than run without what was asked for.
 ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
-    "auto-compaction-mode": ("periodic", "revision"),
-    "auto-compaction-retention": ("0", ""),
     "auto-tls": ("false",),
     "backend-batch-interval": ("", "0", "0s"),
     "backend-batch-limit": ("0",),
@@ -467,7 +487,6 @@ ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
     "peer-cert-allowed-cn": ("",),
     "peer-cert-allowed-hostname": ("",),
     "peer-crl-file": ("",),
-    "quota-backend-bytes": ("0", ""),
     "unsafe-no-fsync": ("false",),
     "wal-dir": ("",),
 }

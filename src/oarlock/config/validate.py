@@ -12,7 +12,7 @@ from oarlock.config.options import (
     ELECTION_PER_HEARTBEAT_MIN,
     ServerConfig,
 )
-from oarlock.config.values import check_member_name, show_cluster
+from oarlock.config.values import check_member_name, parse_duration, show_cluster
 from oarlock.errors import ConfigurationError
 
 MEMBERS_MAX = 64  # as in raft.types; a test holds the two together
@@ -29,6 +29,7 @@ def validate(loaded: Loaded) -> ServerConfig:
     _check_urls(loaded, config)
     _check_cluster(config)
     _check_tls(config)
+    _check_compaction(config)
     try:
         parse_auth_token(config.auth_token)
     except ValueError as error:
@@ -169,3 +170,31 @@ def _check_tls(config: ServerConfig) -> None:
         )
     if urlsplit(config.listen_peer_urls[0]).scheme != urlsplit(config.initial_advertise_peer_urls[0]).scheme:
         raise ConfigurationError("listen-peer-urls and initial-advertise-peer-urls must both be http or both be https")
+
+
+def retained_ms(text: str) -> int:
+    """How long history is kept, by `--auto-compaction-retention` in the mode `periodic`: a duration, or whole hours.
+    Raises `ValueError`.
+
+    >>> retained_ms("30m"), retained_ms("2"), retained_ms("0")
+    (1800000, 7200000, 0)
+    """
+    text = text.strip()
+    return int(text) * 3_600_000 if text.isdigit() else parse_duration(text or "0")
+
+
+def retained_revisions(text: str) -> int:
+    """How many revisions are kept, in the mode `revision`. Raises `ValueError`."""
+    if not text.strip().isdigit():
+        raise ValueError(f"{text!r} is not a number of revisions")
+    return int(text)
+
+
+def _check_compaction(config: ServerConfig) -> None:
+    retained = retained_revisions if config.auto_compaction_mode == "revision" else retained_ms
+    try:
+        retained(config.auto_compaction_retention)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"auto-compaction-retention with auto-compaction-mode {config.auto_compaction_mode}: {error}"
+        ) from error

@@ -61,6 +61,7 @@ class NodeBackend:
         self.read_barrier: Callable[[Callable[[RaftError | None], None]], None] = node.read_barrier
         self.flush_soon: Callable[[Callable[[], None]], None] = node.flush_soon
         self.ask_leases: Callable[[Sequence[int], Sequence[int], Callable[[object], None]], None] = node.ask_leases
+        self.capture: Callable[[Callable[[object], None]], None] = node.capture
         self._raft = node.member.raft
         timing = node.member.raft.config
         ticks = timing.election_timeout_ns // timing.heartbeat_interval_ns
@@ -71,6 +72,10 @@ class NodeBackend:
     @property
     def term(self) -> int:
         return self._raft.current_term
+
+    @property
+    def quarantined(self) -> bool:
+        return self.node.member.quarantined
 
     @property
     def kv(self) -> object:

@@ -202,6 +202,7 @@ class Node:
         self._lease_asks: list[tuple[Sequence[int], Sequence[int], Done]] = []
         self._leases: dict[int, list[tuple[int, int, Done]]] = {}  # token -> numbers of each, and who waits
         self._lease_count = 0
+        self._capture_waits: dict[int, Done] = {}
         self._config_waits: dict[int, Done] = {}
         self._transfer_waits: dict[int, Done] = {}
 
@@ -334,7 +335,8 @@ class Node:
         leases = [done for group in self._leases.values() for _, _, done in group]
         leases += [done for _, _, done in self._lease_asks]
         self._leases, self._lease_asks, self._lease_count = {}, [], 0
-        others = [*self._config_waits.values(), *self._transfer_waits.values()]
+        others = [*self._config_waits.values(), *self._transfer_waits.values(), *self._capture_waits.values()]
+        self._capture_waits = {}
         self._commands, self._commands_bytes, self._read_waiters, self._read_count = [], 0, [], 0
         self._config_waits, self._transfer_waits = {}, {}
         for done in [*waiters.values(), *(d for group in reads for d in group), *leases, *others]:
@@ -403,6 +405,15 @@ class Node:
         self._lease_asks.append((renew, query, done))
         if not self._turn_due:
             self._schedule()
+
+    def capture(self, done: Done) -> None:
+        """`done((capture, term))` with a capture of the machine that shows at least what is applied now, and the term of
+        the entry at its index; the caller closes it. Or `done(error)`."""
+        if self._stopping or self.halted.done():
+            self._soon(done, Stopped("the member is stopping"))
+            return
+        self._capture_waits[self._token(done)] = done
+        self._event(ev.CaptureAsked(self._next_token - 1))
 
     def _lease_events(self, events: list[ev.MemberEvent]) -> None:
         """What was asked about leases since the last turn, in few events."""
@@ -788,6 +799,10 @@ class Node:
                 self.metrics.reads_failed += len(reads)
                 for done in reads:
                     done(error)
+            case ev.Captured(token, capture, term):
+                self._capture_waits.pop(token)((capture, term))
+            case ev.CaptureFailed(token, error):
+                self._capture_waits.pop(token)(error)
             case ev.LeasesAnswered() | ev.LeasesFailed():
                 self._leases_answered(effect)
             case ev.Reconfigured(token, error):

@@ -176,18 +176,8 @@ def keyless_compare() -> Any:
         ),
         ("LeaseRevoke", m("LeaseRevokeRequest", ID=5), Code.NOT_FOUND, "etcdserver: requested lease not found"),
         ("Put", m("PutRequest", key=b"k", lease=5), Code.NOT_FOUND, "etcdserver: requested lease not found"),
-        (
-            "Snapshot",
-            m("SnapshotRequest"),
-            Code.UNIMPLEMENTED,
-            "etcdserverpb.Maintenance/Snapshot is not served by this version of Oarlock",
-        ),
-        (
-            "Alarm",
-            m("AlarmRequest", action=1),
-            Code.UNIMPLEMENTED,
-            "etcdserverpb.Maintenance/Alarm is not served by this version of Oarlock",
-        ),
+        ("Alarm", m("AlarmRequest", action=1, alarm=9), Code.INVALID_ARGUMENT, "etcdserver: unknown alarm or action"),
+        ("Alarm", m("AlarmRequest", action=7), Code.INVALID_ARGUMENT, "etcdserver: unknown alarm or action"),
     ],
 )
 def test_refusals(run: Any, serving: Any, rpc: str, request_: Any, code: Code, text: str) -> None:

@@ -78,7 +78,7 @@ class ClusterService:
     def _member_list(self, call: Call, message: bytes) -> None:
         request = parse(_MemberListRequest, message)
         if request.linearizable:
-            self._context.may_serve(call)
+            self._context.may_answer(call)
             self._context.read(call, self._answer_member_list)
         else:
             self._answer_member_list(call)
@@ -106,7 +106,7 @@ class ClusterService:
     def _member_add(self, call: Call, message: bytes) -> None:
         request = parse(_MemberAddRequest, message)
         urls = peer_urls(list(request.peerURLs))
-        self._context.may_serve(call)
+        self._context.may_answer(call)
         added = 0
 
         def done(error: RaftError | None) -> None:
@@ -123,18 +123,18 @@ class ClusterService:
 
     def _member_remove(self, call: Call, message: bytes) -> None:
         request = parse(_MemberRemoveRequest, message)
-        self._context.may_serve(call)
+        self._context.may_answer(call)
         self._backend.remove_member(request.ID, self._done(call, _MemberRemoveResponse))
 
     def _member_update(self, call: Call, message: bytes) -> None:
         request = parse(_MemberUpdateRequest, message)
         urls = peer_urls(list(request.peerURLs))
-        self._context.may_serve(call)
+        self._context.may_answer(call)
         self._backend.update_member(request.ID, urls, self._done(call, _MemberUpdateResponse))
 
     def _member_promote(self, call: Call, message: bytes) -> None:
         request = parse(_MemberPromoteRequest, message)
-        self._context.may_serve(call)
+        self._context.may_answer(call)
         self._backend.promote_member(request.ID, self._done(call, _MemberPromoteResponse))
 
     def _done(self, call: Call, response_class: Any) -> Callable[[RaftError | None], None]:

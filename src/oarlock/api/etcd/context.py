@@ -18,7 +18,10 @@ from oarlock.api.grpc import Call, Code, RpcError, StreamCall
 from oarlock.api.limits import Limits
 from oarlock.errors import RaftError
 from oarlock.machines.kv import commands
+from oarlock.machines.kv.alarms import AlarmBook
 from oarlock.machines.kv.commands import Range, RangeResult, Refused
+from oarlock.machines.kv.commands_alarm import AlarmActivate, AlarmType
+from oarlock.machines.kv.hashing import HashSource
 from oarlock.machines.kv.leases import LeaseBook
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,12 @@ RAFT_REQUEST_OVERHEAD_BYTES = 18
 """What etcd adds to a request before it compares it with --max-request-bytes (measured at the limit; it varies by 1
 with the random request id)."""
 
+QUOTA_MARGIN_BYTES = 64 << 20
+"""So near to the quota every request that takes space is weighed: more than what comes in between two looks."""
+
+REQUEST_SPACE_BYTES = 256
+"""What a key-value takes besides its message, roughly (etcd's figure)."""
+
 
 class KvReads(Protocol):
     """What the API reads from the key-value machine."""
@@ -42,6 +51,11 @@ class KvReads(Protocol):
     def compact_revision(self) -> int: ...
     @property
     def leases(self) -> LeaseBook: ...
+    @property
+    def alarms(self) -> AlarmBook: ...
+    def hash(self) -> bytes: ...
+    def hash_source(self, revision: int = 0) -> HashSource | Refused: ...
+    def size_in_use(self) -> int: ...
     def range(self, request: Range) -> RangeResult | Refused: ...
     def range_one(self, key: bytes) -> bytes | None:
         """The encoded KeyValue of `key` now."""
@@ -63,13 +77,58 @@ class ServiceContext:
         self.propose = backend.propose
         self.encode = commands.encode
         self.message_bytes_max = limits.request_bytes_max - RAFT_REQUEST_OVERHEAD_BYTES
-        self.is_learner = backend.status().is_learner
+        self.is_learner = False
+        self.quarantined = False
+        """Whether this member's state is known to differ from the others': nothing of it is shown."""
+
+        self.restricted = False
+        """Whether `may_serve` would refuse: one truth test for the paths that are hot."""
+
+        self.guarded = False
+        """Whether a request that takes space has to ask `check_space`."""
+
+        self._space_alarm_asked = False
         self._reads: list[tuple[Call, Callable[[Call], None]]] = []
+
+        self._look()
 
     def refresh(self) -> None:
         """Called about once a second: what is too dear to ask for at every request."""
-        self.is_learner = self.backend.status().is_learner
+        self._look()
         self.access.refresh()
+
+    def _look(self) -> None:
+        self.is_learner = self.backend.status().is_learner
+        self.quarantined = self.backend.quarantined
+        self.restricted = self.is_learner or self.quarantined
+        size, quota = self.kv.size_in_use(), self.limits.quota_bytes
+        self.guarded = size + QUOTA_MARGIN_BYTES > quota
+        if size > quota:
+            self._raise_space_alarm()  # also what came in through other members counts
+
+    def check_space(self, size: int) -> None:
+        """Raises `RpcError` if `size` bytes more pass the quota; the alarm that stops everybody is then raised."""
+        if self.kv.size_in_use() + size + REQUEST_SPACE_BYTES > self.limits.quota_bytes:
+            self._raise_space_alarm()
+            raise RpcError(*errors.NO_SPACE)
+
+    def _raise_space_alarm(self) -> None:
+        member = self.backend.member_id
+        if self._space_alarm_asked or self.kv.alarms.is_active(member, AlarmType.NOSPACE):
+            return
+        self._space_alarm_asked = True
+        try:
+            self.propose(self.encode(AlarmActivate(member, AlarmType.NOSPACE)), self._space_alarm_raised)
+        except RaftError as error:
+            self._space_alarm_raised(error)
+
+    def _space_alarm_raised(self, result: object) -> None:
+        self._space_alarm_asked = False
+        if isinstance(result, RaftError):
+            log.warning('the NOSPACE alarm was not raised, and will be tried again error="%s"', result)
+        else:
+            log.error("space quota exceeded: NOSPACE alarm raised member=%x quota=%d",
+                      self.backend.member_id, self.limits.quota_bytes)  # fmt: skip
 
     # -- before every request of a kind
     def may_replicate(self, call: Call, size: int) -> None:
@@ -79,7 +138,13 @@ class ServiceContext:
         self.may_serve(call)
 
     def may_serve(self, call: Call) -> None:
-        """Raises `RpcError` unless this member may serve what a learner may not."""
+        """Raises `RpcError` unless this member may serve what a learner, or one in quarantine, may not."""
+        if self.quarantined:
+            raise RpcError(*errors.CORRUPT)
+        self.may_answer(call)
+
+    def may_answer(self, call: Call) -> None:
+        """The same for what needs nothing of this member's state."""
         if self.is_learner:
             view = self.backend.status()
             self.is_learner = view.is_learner

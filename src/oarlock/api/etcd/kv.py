@@ -11,6 +11,7 @@ from oarlock.api.etcd.context import ServiceContext, fail
 from oarlock.api.etcd.parsing import parse
 from oarlock.api.grpc import Call, Method, RpcError
 from oarlock.errors import RaftError
+from oarlock.machines.kv.alarms import puts
 from oarlock.machines.kv.commands import (
     Compact,
     CompactResult,
@@ -65,8 +66,10 @@ class KvService:
             put = Put(*simple)
         else:
             put = requests.put_command(parse(_PutRequest, message))
-        if len(message) > self._message_bytes_max or self._context.is_learner or call.route.need_leader:
+        if len(message) > self._message_bytes_max or self._context.restricted or call.route.need_leader:
             self._context.may_replicate(call, len(message))
+        if self._context.guarded:
+            self._context.check_space(len(message))
         if self._auth.enabled:
             self._context.submit(call, put, self._put_done)
             return
@@ -98,12 +101,16 @@ class KvService:
         txn = requests.txn_command(request, limits.txn_ops_max, limits.txn_depth_max)
         if requests.is_read_only(txn):
             if requests.is_serializable(request):
+                if self._context.quarantined:
+                    raise RpcError(*errors.CORRUPT)
                 self._read_only_txn(txn, call)
             else:
                 self._context.may_serve(call)
                 self._context.read(call, partial(self._read_only_txn, txn))
             return
         self._context.may_replicate(call, len(message))
+        if self._context.guarded and puts(txn):
+            self._context.check_space(len(message))
         self._context.submit(call, txn, self._txn_done)
 
     def _txn_done(self, call: Call, result: object) -> None:
@@ -127,13 +134,15 @@ class KvService:
     def _range(self, call: Call, message: bytes) -> None:
         key = codec.decode_get(message)
         if key is not None:
-            if self._context.is_learner or call.route.need_leader:
+            if self._context.restricted or call.route.need_leader:
                 self._context.may_serve(call)
             self._context.read(call, partial(self._get, key))
             return
         request = parse(_RangeRequest, message)
         command = requests.range_command(request)
         if request.serializable:
+            if self._context.quarantined:
+                raise RpcError(*errors.CORRUPT)
             self._answer_range(command, call)
         else:
             self._context.may_serve(call)

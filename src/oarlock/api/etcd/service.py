@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from oarlock.api import proto
 from oarlock.api.backend import Backend
 from oarlock.api.etcd.auth import AuthService
 from oarlock.api.etcd.cluster import ClusterService
+from oarlock.api.etcd.compactor import AutoCompaction, Compactor
 from oarlock.api.etcd.context import ServiceContext, not_served, not_served_stream
 from oarlock.api.etcd.health import HealthService
 from oarlock.api.etcd.kv import KvService
@@ -21,8 +23,15 @@ from oarlock.api.limits import Limits
 class EtcdService:
     """`methods` are all RPCs of etcd 3.5; those not served yet answer Unimplemented."""
 
-    def __init__(self, backend: Backend, limits: Limits, auth: AuthOptions | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        limits: Limits,
+        auth: AuthOptions | None = None,
+        compaction: AutoCompaction | None = None,
+    ) -> None:
         self.context = ServiceContext(backend, limits, auth)
+        self._compactor = Compactor(self.context, compaction or AutoCompaction())
         self._auth = AuthService(self.context, auth or AuthOptions())
         self._services = (
             KvService(self.context),
@@ -36,6 +45,7 @@ class EtcdService:
     def refresh(self) -> None:
         """Called about once a second."""
         self.context.refresh()
+        self._compactor.tick(time.monotonic())
 
     def close(self) -> None:
         """The port is closed: end what runs beside the event loop."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from oarlock.machines.kv.commands import Compact as CompactCommand
 from oarlock.machines.kv.commands import DeleteRange, KvError, Put, Range, Txn
-from oarlock.machines.kv.commands_alarm import AlarmType
+from oarlock.machines.kv.commands_alarm import AlarmType, AutoCompact
 from oarlock.machines.kv.commands_lease import LeaseExpire, LeaseGrant, LeaseRevoke
 from oarlock.machines.store import Table
 
@@ -85,7 +85,8 @@ class AlarmBook:
         """What the alarms refuse, as etcd: without space whatever takes some, and all changes of a corrupt cluster. A
         member that a comparison has named makes no corrupt cluster: the others agree."""
         if self._corrupt and isinstance(
-            command, Put | DeleteRange | Range | Txn | CompactCommand | LeaseGrant | LeaseRevoke | LeaseExpire
+            command,
+            Put | DeleteRange | Range | Txn | CompactCommand | AutoCompact | LeaseGrant | LeaseRevoke | LeaseExpire,
         ):
             return KvError.CORRUPT
         if self._no_space and (isinstance(command, LeaseGrant) or puts(command)):

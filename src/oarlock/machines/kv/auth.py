@@ -16,7 +16,13 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from oarlock.machines.kv.commands import Compact, DeleteRange, KvError, Op, Put, Range, Txn
-from oarlock.machines.kv.commands_alarm import AlarmActivate, AlarmDeactivate, AuditMark, AuditReport
+from oarlock.machines.kv.commands_alarm import (
+    AlarmActivate,
+    AlarmDeactivate,
+    AuditMark,
+    AuditReport,
+    AutoCompact,
+)
 from oarlock.machines.kv.commands_auth import (
     AUTH_COMMANDS,
     AuthCommand,
@@ -106,6 +112,7 @@ INTERNAL_COMMANDS: Final[tuple[type, ...]] = (
     LeaseExpire,
     AuditMark,
     AuditReport,
+    AutoCompact,
     AlarmActivate,
 )
 """What members propose of their own accord, and clients cannot."""

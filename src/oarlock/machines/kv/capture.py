@@ -69,6 +69,10 @@ class KvCapture:
     def index(self) -> int:
         return self._view.index
 
+    @property
+    def revision(self) -> int:
+        return unpack_state(self._view.get(META, STATE_KEY)).revision
+
     def chunks(self) -> Iterator[bytes]:
         """The stream. Raises `oarlock.errors.Corrupt` if the disk does not give back what it was given."""
         digest = blake2b(digest_size=_DIGEST_BYTES)

@@ -19,6 +19,7 @@ from oarlock.machines.kv.commands_alarm import (
     AlarmResult,
     AuditMark,
     AuditReport,
+    AutoCompact,
 )
 from oarlock.machines.kv.commands_auth import (
     AuthCommand,
@@ -132,7 +133,9 @@ class Compact(msgspec.Struct, tag=5, array_like=True, gc=False):
 
 
 Op: TypeAlias = Put | DeleteRange | Range | Txn
-Command: TypeAlias = Put | DeleteRange | Range | Txn | Compact | LeaseCommand | AuthCommand | Checked | AlarmCommand
+Command: TypeAlias = (
+    Put | DeleteRange | Range | Txn | Compact | LeaseCommand | AuthCommand | Checked | AlarmCommand | AutoCompact
+)
 
 
 class KvError(IntEnum):
@@ -218,7 +221,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(
     Put | DeleteRange | Range | Txn | Compact
     | LeaseGrant | LeaseRevoke | LeaseTick | LeaseRenew | LeaseExpire
-    | AlarmActivate | AlarmDeactivate | AuditMark | AuditReport
+    | AlarmActivate | AlarmDeactivate | AuditMark | AuditReport | AutoCompact
     | AuthEnable | AuthDisable | Authenticate | UserAdd | UserDelete | UserChangePassword | UserGrantRole
     | UserRevokeRole | RoleAdd | RoleDelete | RoleGrantPermission | RoleRevokePermission | Checked
 )  # fmt: skip

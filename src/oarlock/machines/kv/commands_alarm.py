@@ -1,4 +1,4 @@
-"""Commands and results that concern alarms and the comparison of states between members: tags 40 to 47 of
+"""Commands and results that concern alarms, the comparison of states between members and upkeep: tags 40 to 47 of
 `machines.kv.commands.Command`. (docs/explanation/alarms.md)"""
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ class AuditReport(msgspec.Struct, tag=43, array_like=True, gc=False):
     member: int
     index: int
     digest: bytes
+
+
+class AutoCompact(msgspec.Struct, tag=44, array_like=True, gc=False):
+    """The leader compacts by the clock; what `Compact` is of a client."""
+
+    revision: int
 
 
 AlarmCommand: TypeAlias = AlarmActivate | AlarmDeactivate | AuditMark | AuditReport

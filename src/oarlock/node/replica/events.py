@@ -75,6 +75,14 @@ class Reconfigure:
 
 
 @dataclass(frozen=True, slots=True)
+class CaptureAsked:
+    """Give a capture of the machine that shows at least what is applied now: `Captured` or `CaptureFailed`. Of a
+    durable machine it may take until a checkpoint is written. Tokens are this event's own and only ever grow."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointWritten:
     """The `write` of the checkpoint in `WriteCheckpoint` has returned."""
 
@@ -99,6 +107,7 @@ MemberEvent: TypeAlias = (
     | ReadBarrier
     | LeasesAsked
     | Reconfigure
+    | CaptureAsked
     | MessageReceived
     | Persisted
     | TimePassed
@@ -178,6 +187,21 @@ class Reconfigured:
 
 
 @dataclass(frozen=True, slots=True)
+class Captured:
+    """Whoever asked closes the capture, which shows the state after the entry at its index, of this term."""
+
+    token: int
+    capture: Capture
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureFailed:
+    token: int
+    error: RaftError
+
+
+@dataclass(frozen=True, slots=True)
 class WriteSnapshot:
     """Write `capture` to a file under the identity `snapshot` in the background and close it. Then give back
     `SnapshotWritten` with size and digest filled in, or `SnapshotFailed`."""
@@ -208,6 +232,8 @@ MemberEffect: TypeAlias = (
     | LeasesAnswered
     | LeasesFailed
     | Reconfigured
+    | Captured
+    | CaptureFailed
     | WriteSnapshot
     | WriteCheckpoint
     | LoadSnapshot

@@ -34,6 +34,9 @@ from oarlock.node.replica.batch import (
 )
 from oarlock.node.replica.directory import MemberRecord, decode_record
 from oarlock.node.replica.events import (
+    CaptureAsked,
+    Captured,
+    CaptureFailed,
     CheckpointWritten,
     Completed,
     Failed,
@@ -268,6 +271,7 @@ class Member:
         self._snapshot_wanted: Index = 0  # somebody needs a snapshot file at or above this
         self._snapshot_begun: Index = 0  # the one being written
         self._loaded: SnapshotLoaded | None = None
+        self._captures: list[tuple[int, Index]] = []  # captures that callers wait for: token, and what they must show
 
     # ------------------------------------------------------------------ what others may look at
 
@@ -458,6 +462,11 @@ class Member:
                     self._keeper.ask(token, renew, query, self._now)
             case Reconfigure(token, change):
                 self._changes.ask(token, change, self._now)
+            case CaptureAsked(token):
+                if self.machine is None:
+                    self._out.append(CaptureFailed(token, ProposalDropped("a witness has no state machine")))
+                else:
+                    self._captures.append((token, self.machine.applied_index))
             case CheckpointWritten(checkpoint):
                 self._checkpoint_written(checkpoint)
             case SnapshotWritten():
@@ -825,6 +834,8 @@ class Member:
     def _maybe_save(self) -> None:
         """Write the machine's state down when it is time, so that the log can be cut and a restart is short."""
         self._maybe_restore()
+        if self._captures:
+            self._give_captures()
         if self._saving or self._loaded is not None or self._now < self._save_not_before:
             return
         limits = self.limits
@@ -846,6 +857,7 @@ class Member:
                 machine.dirty_bytes() >= limits.checkpoint_bytes
                 or self._now >= self._saved_at + limits.checkpoint_interval_ns
                 or self._snapshot_wanted > 0
+                or bool(self._captures)
             )
             if due and self._entries_since:
                 self._begin_saving()
@@ -863,6 +875,18 @@ class Member:
         """
         machine, raft = self.machine, self.raft
         return machine is not None and raft.log.stable_index >= machine.applied_index == raft.last_applied
+
+    def _give_captures(self) -> None:
+        """To those who wait for one that shows enough. A durable machine captures its last checkpoint."""
+        assert self.machine is not None
+        waiting, self._captures = self._captures, []
+        for token, wanted in waiting:
+            capture = self.machine.capture()
+            if capture.index < wanted:
+                capture.close()
+                self._captures.append((token, wanted))
+            else:
+                self._out.append(Captured(token, capture, self.raft.snapshot_meta(capture.index).term))
 
     def _begin_saving(self) -> None:
         self._saving = True
@@ -989,6 +1013,9 @@ class Member:
                 self._fail(group, ProposalDropped(f"{error}; nothing was proposed"))
         for token in self._reads.all():
             self._out.append(ReadsFailed(token, error))
+        for token, _ in self._captures:
+            self._out.append(CaptureFailed(token, error))
+        self._captures = []
         if self._keeper is not None:
             self._keeper.fail_everything(error)
             self._out += self._keeper.out
