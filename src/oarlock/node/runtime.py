@@ -407,8 +407,8 @@ class Node:
             self._schedule()
 
     def capture(self, done: Done) -> None:
-        """`done((capture, term))`: a capture of the machine that shows at least what is applied now, and the term of the
-        entry at its index; the caller closes it. Or `done(error)`."""
+        """`done((capture, term))`: a capture of the machine that shows at least what is applied now, with the term of
+        the entry at its index. The caller closes it. Or `done(error)`."""
         if self._stopping or self.halted.done():
             self._soon(done, Stopped("the member is stopping"))
             return
