@@ -80,6 +80,19 @@ class Limits:
     tokens_remembered_max: int = 20_000
     """Tokens whose last use, or checked signature, is remembered."""
 
+    requests_light_max: int = 16
+    """Requests of one connection in one turn of the event loop that are always served at once."""
+
+    requests_per_turn_max: int = 256
+    """The same, while the server has little to do. What is more waits for its turn; the connection is not read on."""
+
+    requests_per_turn_total_max: int = 2048
+    """Requests of all connections in one turn, beyond those that are always served. The rest takes turns."""
+
+    keepalive_min_s: float = 5.0
+    """How often a client may ask for a sign of life (etcd's --grpc-keepalive-min-time). Without a request under way:
+    every `PING_WITHOUT_REQUEST_S`. Three pings too many: GOAWAY with "too_many_pings"."""
+
     control_frames_per_s: int = 2000
     """PING, SETTINGS and RST_STREAM frames a second from one connection. Over it: GOAWAY with ENHANCE_YOUR_CALM."""
 

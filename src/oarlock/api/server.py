@@ -48,6 +48,10 @@ class ApiServer:
         self.metrics = metrics
         self.open_streams = 0
         self.unsent_bytes = 0
+        self.turn = 1
+        self.turn_left = limits.requests_per_turn_total_max
+        self._turn_ends = False
+        self._taking_turns: dict[GrpcConnection, None] = {}  # served longest ago first
         self._backend_flush_soon = backend.flush_soon
         self._to_flush: list[Http2Connection] = []
         self.service = EtcdService(backend, limits, auth, compaction)
@@ -157,6 +161,37 @@ class ApiServer:
         if len(waiting) == 1:
             self._backend_flush_soon(self._flush_all)
 
+    @property
+    def open_connections(self) -> int:
+        return len(self._http2)
+
+    def end_turn_soon(self) -> None:
+        """Reading goes on between two turns: those who ask for little are served before those who wait."""
+        if not self._turn_ends:
+            self._turn_ends = True
+            self._loop.call_soon(self._begin_turn)
+
+    def take_turns(self, connection: GrpcConnection) -> None:
+        self._taking_turns[connection] = None
+
+    def _begin_turn(self) -> None:
+        self._turn_ends = False
+        self.turn += 1
+        left = self.limits.requests_per_turn_total_max
+        waiting = self._taking_turns
+        if waiting:
+            each = max(self.limits.requests_light_max, min(left // len(waiting), self.limits.requests_per_turn_max))
+            for connection in list(waiting):
+                if left <= 0:
+                    break
+                del waiting[connection]
+                left -= connection.serve_waiting(each)
+                if connection.waiting:
+                    waiting[connection] = None
+            if waiting:
+                self.end_turn_soon()
+        self.turn_left = left
+
     def _flush_all(self) -> None:
         waiting, self._to_flush = self._to_flush, []
         for connection in waiting:
@@ -172,6 +207,7 @@ class ApiServer:
         self._http2.discard(connection)
         if isinstance(connection, GrpcConnection):
             self._with_deadlines.discard(connection)
+            self._taking_turns.pop(connection, None)
         self._closed_one()
 
     def http1_opened(self, guard: Http1Guard) -> None:

@@ -60,6 +60,7 @@ def limits_of(config: ServerConfig) -> Limits:
         txn_ops_max=config.max_txn_ops,
         quota_bytes=quota_of(config),
         keepalive_interval_s=config.grpc_keepalive_interval / 1000,
+        keepalive_min_s=max(config.grpc_keepalive_min_time / 1000, 0.001),
         keepalive_timeout_s=config.grpc_keepalive_timeout / 1000,
     )
 

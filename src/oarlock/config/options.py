@@ -305,6 +305,14 @@ class ServerConfig:
         minimum=1000,
         maximum=86_400_000,
     )
+    grpc_keepalive_min_time: int = _option(
+        DURATION,
+        5_000,
+        "How often a client may ask for a sign of life; who asks more often is disconnected.",
+        section="limits",
+        minimum=0,
+        maximum=3_600_000,
+    )
     grpc_keepalive_timeout: int = _option(
         DURATION,
         20_000,
@@ -475,7 +483,6 @@ ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
     "enable-v2": ("false",),
     "experimental-initial-corrupt-check": ("false", "true"),
     "experimental-watch-progress-notify-interval": ("0", "0s", "10m", "5s"),
-    "grpc-keepalive-min-time": ("5s",),
     "initial-election-tick-advance": ("true", "false"),
     "listen-metrics-urls": ("",),
     "log-outputs": ("default", "stderr", ""),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from oarlock.machines.base import Context
+from oarlock.machines.kv import leases as kv_leases
 from oarlock.machines.kv import machine as kv_machine
 from oarlock.machines.kv.commands import (
     Command,
@@ -27,7 +28,7 @@ from oarlock.machines.kv.commands import (
     TxnResult,
     encode,
 )
-from oarlock.machines.kv.commands_lease import LeaseGrant
+from oarlock.machines.kv.commands_lease import LeaseGrant, LeaseRevoke
 from oarlock.machines.kv.encoding import decode_key_value, encode_key_value
 from oarlock.machines.kv.layout import ALARMS, AUTH, LEASE_KEYS, LEASES
 from oarlock.machines.kv.machine import TXN_DEPTH_MAX, KvMachine
@@ -339,3 +340,60 @@ def test_a_big_value_goes_through_a_capture(kv: Client) -> None:
     copy.restore(1, chunks)
     assert copy.range_one(b"big") == kv.machine.range_one(b"big")
     assert copy.hash() == kv.machine.hash()
+
+
+def test_leases_have_a_bound(kv: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_leases, "LEASES_MAX", 2)
+    assert not any(isinstance(kv(LeaseGrant(n, 60)), Refused) for n in (1, 2))
+    assert kv(LeaseGrant(3, 60)) == Refused(KvError.LEASES_FULL, 1)
+    kv(LeaseRevoke(1))
+    assert not isinstance(kv(LeaseGrant(3, 60)), Refused)
+
+
+def test_an_answer_has_a_bound(kv: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads, ranges in transactions and deletes that show what was there; what shows less is not concerned."""
+    monkeypatch.setattr(kv_machine, "RANGE_BYTES_MAX", 100_000)
+    kv(*(Put(b"k%03d" % n, b"x" * 1000) for n in range(200)))
+    too_large = Refused(KvError.RANGE_TOO_LARGE, kv.machine.revision)
+    everything = Range(*ALL)
+    assert kv.machine.range(everything) == too_large
+    for request in (
+        Range(*ALL, sort_order=2),
+        Range(*ALL, sort_order=1, sort_target=4),
+        Range(*ALL, limit=5, sort_order=1, sort_target=1),
+        Range(*ALL, limit=150),
+        Range(*ALL, revision=kv.machine.revision - 1),
+    ):
+        assert kv.machine.range(request) == too_large, request
+    for request, count in (
+        (Range(*ALL, limit=90), 90),
+        (Range(*ALL, limit=90, sort_order=2), 90),
+        (Range(b"k000", b"k090"), 90),
+        (Range(*ALL, count_only=True), 0),
+    ):
+        assert len(kv.keys(request)) == count, request
+    before = kv.machine.hash()
+    for command in (
+        everything,
+        DeleteRange(*ALL, prev_kv=True),
+        Txn([], [Put(b"new", b""), everything], []),
+        Txn([], [Put(b"new", b""), Txn([], [DeleteRange(*ALL, prev_kv=True)], [])], []),
+        Txn([], [Range(b"k000", b"k060"), Range(b"k000", b"k060")], []),
+    ):
+        assert kv(command) == Refused(KvError.RANGE_TOO_LARGE, kv.machine.revision), command
+    assert kv.machine.hash() == before
+    assert isinstance(kv(Txn([], [Put(b"new", b""), Range(*ALL, limit=50)], [everything])), TxnResult)
+    assert kv(DeleteRange(*ALL)).deleted == 201
+
+
+def test_a_range_is_the_same_however_it_is_read(kv: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    kv(*(Put(b"k%03d" % n, b"x" * (n % 7)) for n in range(300)))
+    requests = [
+        Range(*ALL, limit=limit, sort_order=order)
+        for limit in (0, 1, 63, 64, 65, 128, 299, 300, 301)
+        for order in (0, 1, 2)
+    ]
+    whole = [kv.machine.range(request) for request in requests]
+    monkeypatch.setattr(kv_machine, "PAGE_KEYS_MIN", 3)
+    monkeypatch.setattr(kv_machine, "PAGE_BYTES", 40)
+    assert [kv.machine.range(request) for request in requests] == whole

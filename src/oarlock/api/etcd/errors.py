@@ -52,6 +52,10 @@ AUTH_NOT_ENABLED = (Code.FAILED_PRECONDITION, "etcdserver: authentication is not
 AUTH_OLD_REVISION = (Code.INVALID_ARGUMENT, "etcdserver: revision of auth store is old")
 NO_PASSWORD_USER = (Code.UNKNOWN, "auth: authentication failed, password was given for no password user")
 VERIFY_ONLY = (Code.UNKNOWN, "auth: token signing attempted with verify-only key")
+RANGE_TOO_LARGE = (
+    Code.RESOURCE_EXHAUSTED,
+    "oarlock: the answer would be over 64 MiB: ask with a limit, and again from the key after the last",
+)
 TIMED_OUT = (Code.UNAVAILABLE, "etcdserver: request timed out")
 
 MEMBER_BAD_URLS = (Code.INVALID_ARGUMENT, "etcdserver: given member URLs are invalid")
@@ -110,6 +114,8 @@ _OF_KV_ERROR = {
         Code.RESOURCE_EXHAUSTED,
         "oarlock: a bound on users, roles, permissions or the length of a name is reached",
     ),
+    KvError.LEASES_FULL: (Code.RESOURCE_EXHAUSTED, "oarlock: there are too many leases"),
+    KvError.RANGE_TOO_LARGE: RANGE_TOO_LARGE,
     KvError.MALFORMED: (Code.INTERNAL, "etcdserver: the command is not one of this version"),
 }
 

@@ -27,6 +27,7 @@ from oarlock.machines.kv.commands import (
     Txn,
     TxnResult,
 )
+from oarlock.machines.kv.machine import RANGE_BYTES_MAX
 
 _RangeRequest = proto.message("etcdserverpb.RangeRequest")
 _PutRequest = proto.message("etcdserverpb.PutRequest")
@@ -161,16 +162,17 @@ class KvService:
 
     def _read_only_txn(self, txn: Txn, call: Call) -> None:
         revision = self._kv.revision
-        result = self._evaluate(txn, revision)
+        result = self._evaluate(txn, revision, [RANGE_BYTES_MAX])
         call.reply(codec.txn_response(self._header(revision, self._backend.term), result))
 
-    def _evaluate(self, txn: Txn, revision: int) -> TxnResult:
-        """A read-only transaction on the present state. Raises `RpcError` for a range that cannot be read."""
+    def _evaluate(self, txn: Txn, revision: int, budget: list[int]) -> TxnResult:
+        """A read-only transaction on the present state. Raises `RpcError` for a range that cannot be read, or when
+        the ranges together exceed the bytes in `budget`."""
         succeeded = all(self._holds(compare) for compare in txn.compare)
         result = TxnResult(revision, succeeded, [])
         for op in txn.success if succeeded else txn.failure:
             if isinstance(op, Txn):
-                result.responses.append(self._evaluate(op, revision))
+                result.responses.append(self._evaluate(op, revision, budget))
                 continue
             assert isinstance(op, Range), f"{op} in a read-only transaction"
             if op.revision < 0 and op.revision < (self._kv.compact_revision or -1):
@@ -179,6 +181,9 @@ class KvService:
             answer = self._kv.range(op)
             if isinstance(answer, Refused):
                 raise RpcError(*errors.of_kv_error(answer.error))
+            budget[0] -= sum(map(len, answer.kvs))
+            if budget[0] < 0:
+                raise RpcError(*errors.RANGE_TOO_LARGE)
             result.responses.append(answer)
         return result
 

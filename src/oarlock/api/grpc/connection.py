@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol, cast
 
@@ -24,6 +25,22 @@ class GrpcHost(Http2Host, Protocol):
     """What a gRPC connection needs from the server around it."""
 
     router: Router
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that requests may come from."""
+
+    turn: int
+    """Counts turns of the event loop, as far as they matter for taking turns."""
+
+    turn_left: int
+    """Requests, beyond the light ones, that may still be served in this turn."""
+
+    def end_turn_soon(self) -> None:
+        """Begin another turn in the next pass of the event loop."""
+
+    def take_turns(self, connection: GrpcConnection) -> None:
+        """Call `connection.serve_waiting` in coming turns until it has nothing that waits."""
 
     def watch_deadlines(self, connection: GrpcConnection) -> None:
         """Call `connection.expire(now)` every so often until it returns False."""
@@ -45,6 +62,11 @@ class GrpcConnection(Http2Connection):
         self._last_route = Route(None)
         self._partial_bytes = 0
         self._with_deadline: dict[int, Call] = {}
+        self._turn = 0
+        self._served = 0  # requests in turn `_turn`
+        self._waiting: deque[tuple[Call, bytes]] = deque()  # whole requests, for a later turn
+        self._light_max = host.limits.requests_light_max
+        self._per_turn_max = host.limits.requests_per_turn_max
 
     # -- requests
     def on_request(self, stream_id: int, headers: Headers, end_stream: bool) -> None:
@@ -59,6 +81,11 @@ class GrpcConnection(Http2Connection):
         host = self.host
         if host.open_streams >= self.limits.streams_total_max:
             host.abuse("streams")
+            self.engine.reset(stream_id, ErrorCode.REFUSED_STREAM)
+            self.touch()
+            return
+        if host.open_streams * 2 >= self.limits.streams_total_max and self._has_its_share():
+            host.abuse("share")
             self.engine.reset(stream_id, ErrorCode.REFUSED_STREAM)
             self.touch()
             return
@@ -86,6 +113,14 @@ class GrpcConnection(Http2Connection):
             call.task = self._grpc_host.spawn(self._run(call))
         if end_stream:
             self.on_end(stream_id)
+
+    def _has_its_share(self) -> bool:
+        """Whether this connection has as many requests under way as every one could have, were all alike. The last
+        tenth is for those that have few."""
+        own, total = len(self._calls), self.limits.streams_total_max
+        if own < self._light_max:
+            return False
+        return own >= total // max(1, self._grpc_host.open_connections) or self.host.open_streams * 10 >= total * 9
 
     def _find_route(self, headers: Headers) -> Route:
         route = self._routes.get(headers)
@@ -168,9 +203,47 @@ class GrpcConnection(Http2Connection):
             self._run_unary(call, bytes(memoryview(parts)[5:]))
 
     def _run_unary(self, call: Call, message: bytes) -> None:
+        """Serve a whole request, or let it wait where this connection or all of them have had their turn."""
+        call.size = HANDED_OVER
+        host = self._grpc_host
+        if self._turn != host.turn:
+            self._turn = host.turn
+            self._served = 0
+        served = self._served = self._served + 1
+        if served > self._light_max or self._waiting:
+            host.end_turn_soon()
+            if self._waiting or served > self._per_turn_max or host.turn_left <= 0:
+                if not self._waiting:
+                    self.stop_reading()
+                    host.take_turns(self)
+                self._waiting.append((call, message))
+                return
+            host.turn_left -= 1
+        self._handle(call, message)
+
+    def serve_waiting(self, most: int) -> int:
+        """Serve at most so many of the requests that wait, in order. How many it were; `waiting` says what is left."""
+        count = 0
+        while self._waiting and count < most:
+            call, message = self._waiting.popleft()
+            if call.open:  # else the client has gone, or its time is over
+                count += 1
+                self._handle(call, message)
+        if not self._waiting:
+            self.go_on_reading()
+        return count
+
+    @property
+    def waiting(self) -> int:
+        """Whole requests that wait for their turn."""
+        return len(self._waiting)
+
+    def has_requests(self) -> bool:
+        return bool(self._calls)
+
+    def _handle(self, call: Call, message: bytes) -> None:
         handler = call.method.unary
         assert handler is not None
-        call.size = HANDED_OVER
         try:
             handler(call, message)
         except RpcError as refusal:
@@ -227,6 +300,7 @@ class GrpcConnection(Http2Connection):
             self.forget(call)
 
     def on_lost(self) -> None:
+        self._waiting.clear()
         for call in list(self._calls.values()):
             call.open = False
             self._cancel(call)
@@ -249,6 +323,7 @@ class GrpcConnection(Http2Connection):
             call.fail(Code.RESOURCE_EXHAUSTED, "answers wait to be read: read them first")
             return
         call.method.succeeded += 1
+        self._answered = True
         stream_id = call.stream_id
         self.engine.answer(stream_id, RESPONSE_HEADERS, b"\0" + len(message).to_bytes(4, "big") + message, TRAILERS_OK)
         if len(message) > 16384 and self._transport is not None:  # a big answer counts before it is flushed

@@ -19,6 +19,8 @@ from oarlock.api.limits import Limits
 log = logging.getLogger(__name__)
 
 _TEXT_AT_END = re.compile(rb"[ -~]{8,}\Z")  # a GOAWAY ends with what libnghttp2 has to say about the fault
+PING_WITHOUT_REQUEST_S = 7200.0
+PING_STRIKES_MAX = 2  # as grpc-go
 WRITE_BYTES = 256 * 1024  # taken from the engine at a time; the transport's buffer holds at most about this
 
 
@@ -72,6 +74,9 @@ class Http2Connection(asyncio.Protocol, ABC):
         self._taken_at_tick = 0
         self._unsent_reported = 0
         self._control_frames = 0
+        self._pinged_at = float("-inf")  # loop time
+        self._ping_strikes = 0
+        self._answered = False  # since the last ping
         self._certificate_user: str | None = None  # not asked for yet
         self._drain_waiters: list[asyncio.Future[None]] = []
 
@@ -143,6 +148,7 @@ class Http2Connection(asyncio.Protocol, ABC):
 
     def touch(self) -> None:
         """Something was given to the engine: write it at the end of this turn."""
+        self._answered = True
         if not self._flush_planned and not self._in_turn:
             self._flush_planned = True
             self.host.flush_soon(self)
@@ -238,6 +244,9 @@ class Http2Connection(asyncio.Protocol, ABC):
     def on_control(self, kind: str) -> None:
         if kind == "settings":
             self._settled = True
+        elif kind == "ping" and self._too_many_pings():
+            self._cut("pings", "pings come too often", ErrorCode.ENHANCE_YOUR_CALM, b"too_many_pings")
+            return
         self._control_frames += 1
         if self._control_frames == self.limits.control_frames_per_s:
             self._cut(
@@ -245,6 +254,21 @@ class Http2Connection(asyncio.Protocol, ABC):
                 f"more than {self.limits.control_frames_per_s} control frames a second, last {kind}",
                 ErrorCode.ENHANCE_YOUR_CALM,
             )
+
+    @abstractmethod
+    def has_requests(self) -> bool:
+        """Whether requests are under way."""
+
+    def _too_many_pings(self) -> bool:
+        """grpc-go's rule, which clients' keep-alive settings are made for."""
+        now = asyncio.get_running_loop().time()
+        since, self._pinged_at = now - self._pinged_at, now
+        if self._answered:
+            self._answered = False
+            self._ping_strikes = 0
+        elif since < (self.limits.keepalive_min_s if self.has_requests() else PING_WITHOUT_REQUEST_S):
+            self._ping_strikes += 1
+        return self._ping_strikes > PING_STRIKES_MAX
 
     def on_pong(self) -> None:
         self._ping_due_s = None
@@ -288,14 +312,14 @@ class Http2Connection(asyncio.Protocol, ABC):
         log.warning("client connection cut peer=%s reason=%s detail=%s", self.peer, kind, why)
         self.host.abuse(kind)
 
-    def _cut(self, kind: str, why: str, error_code: ErrorCode | None) -> None:
+    def _cut(self, kind: str, why: str, error_code: ErrorCode | None, debug: bytes = b"") -> None:
         """End the connection: log, count, say GOAWAY where the socket takes it."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
         self._report(kind, why)
         if error_code is not None:
-            self.engine.fail(error_code)
+            self.engine.fail(error_code, debug)
         if self._writing_paused:
             transport.abort()
             return

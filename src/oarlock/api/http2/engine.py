@@ -87,8 +87,8 @@ class Engine(Protocol):
     def drain(self) -> None:
         """GOAWAY that refuses new streams and lets those under way end."""
 
-    def fail(self, error_code: int) -> None:
-        """GOAWAY that ends the connection."""
+    def fail(self, error_code: int, debug: bytes = b"") -> None:
+        """GOAWAY that ends the connection; clients may read `debug`."""
 
     def unsent(self, stream_id: int = 0) -> int:
         """Body bytes queued and not yet taken, of one stream, or of all (0)."""

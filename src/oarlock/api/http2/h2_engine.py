@@ -260,11 +260,11 @@ class H2Engine:
         if not self._open:
             self._finished = True
 
-    def fail(self, error_code: int) -> None:
+    def fail(self, error_code: int, debug: bytes = b"") -> None:
         if not self._finished:
             self._finished = True
             self._ready += self._connection.data_to_send()
-            self._ready += _goaway(self._connection.highest_inbound_stream_id, error_code)
+            self._ready += _goaway(self._connection.highest_inbound_stream_id, error_code, debug)
 
     def unsent(self, stream_id: int = 0) -> int:
         if not stream_id:
@@ -289,8 +289,9 @@ class H2Engine:
         return False  # a fault of the peer is always raised by `feed`
 
 
-def _goaway(last_stream_id: int, error_code: int) -> bytes:
-    return b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + last_stream_id.to_bytes(4, "big") + error_code.to_bytes(4, "big")
+def _goaway(last_stream_id: int, error_code: int, debug: bytes = b"") -> bytes:
+    payload = last_stream_id.to_bytes(4, "big") + error_code.to_bytes(4, "big") + debug
+    return len(payload).to_bytes(3, "big") + b"\x07\x00\x00\x00\x00\x00" + payload
 
 
 def make_engine(sink: EngineSink, limits: Limits) -> H2Engine:

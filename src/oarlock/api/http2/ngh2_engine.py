@@ -139,9 +139,12 @@ class Ngh2Engine:
         except ngh2.NGH2Error:
             return  # already closing
 
-    def fail(self, error_code: int) -> None:
+    def fail(self, error_code: int, debug: bytes = b"") -> None:
         self._ending = True
         try:
+            if debug:
+                self._connection.send_goaway(error_code, debug_data=debug)
+                return
             self._connection.terminate_connection(error_code)
         except ngh2.NGH2Error:
             return  # already closing

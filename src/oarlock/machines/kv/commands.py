@@ -152,6 +152,7 @@ class KvError(IntEnum):
     NO_SPACE = 50
     CORRUPT = 51
     UNKNOWN_ALARM = 52
+    LEASES_FULL = 19  # `LEASES_MAX` is reached
     # 20-49 authentication
     ROOT_USER_MISSING = 20
     ROOT_ROLE_MISSING = 21  # the user root does not hold the role root
@@ -170,6 +171,7 @@ class KvError(IntEnum):
     INVALID_AUTH_MANAGEMENT = 34
     AUTH_OLD_REVISION = 35
     AUTH_FULL = 36  # a bound of `auth` is reached
+    RANGE_TOO_LARGE = 37  # the answer would be over `RANGE_BYTES_MAX`
 
 
 class Refused(msgspec.Struct, gc=False):

@@ -24,6 +24,9 @@ SECOND: Final = 1_000_000_000
 TTL_MAX: Final = 9_000_000_000
 """Seconds; etcd's."""
 
+LEASES_MAX: Final = 1_000_000
+"""Leases of one store: each is held in memory."""
+
 SLACK_MIN: Final = 1 * SECOND
 SLACK_MAX: Final = 30 * SECOND
 CLOCK_MAX: Final = (1 << 64) - 1
@@ -149,7 +152,7 @@ class LeaseBook:
             return KvError.LEASE_TTL_TOO_LARGE
         if lease in self._leases:
             return KvError.LEASE_EXISTS
-        return None
+        return KvError.LEASES_FULL if len(self._leases) >= LEASES_MAX else None
 
     def grant(self, lease: int, ttl: int) -> None:
         """`refuse_grant` has been asked."""

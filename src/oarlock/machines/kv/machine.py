@@ -116,6 +116,12 @@ from oarlock.machines.store import Store
 TXN_DEPTH_MAX = 128
 """How deep transactions nest. (etcd's bound follows from its 128 operations.)"""
 
+RANGE_BYTES_MAX = 64 << 20
+"""Key-values in the answer to one command, roughly. What would answer with more is refused, alike on every member."""
+
+PAGE_KEYS_MIN, PAGE_KEYS_MAX, PAGE_BYTES = 128, 4096, 4 << 20
+"""How much of a range is read at a time, where it is not known how large it is."""
+
 PURGE_ENTRIES = 64
 PURGE_ENTRIES_PER_COMMAND = 2
 """How many compacted changes an `apply` purges. For puts that is more than they make, so purging comes to an end."""
@@ -232,7 +238,10 @@ class KvMachine:
             return Refused(KvError.MALFORMED, self._revision)
         if (refused := self._refuse_range(request)) is not None:
             return refused
-        return self._range(request, self._revision)
+        try:
+            return self._range(request, self._revision, RANGE_BYTES_MAX)
+        except _TooLargeError:
+            return Refused(KvError.RANGE_TOO_LARGE, self._revision)
 
     def size(self) -> int:
         """Bytes that the state takes, free pages included."""
@@ -396,6 +405,8 @@ class KvMachine:
             self._decide(command, path)
             if (refused := self._refuse_txn(command, path)) is not None:
                 return refused
+            if self._keys > PAGE_KEYS_MIN and self._answer_too_large(self._taken(command, iter(path))):
+                return Refused(KvError.RANGE_TOO_LARGE, self._revision)
             writes = _Writes(self._revision + 1)
             result = self._txn(command, iter(path), writes)
             if writes.sub:
@@ -406,6 +417,8 @@ class KvMachine:
             return refused
         if isinstance(command, Range) and (refused := self._refuse_range(command)) is not None:
             return refused
+        if self._keys > PAGE_KEYS_MIN and self._answer_too_large((command,)):
+            return Refused(KvError.RANGE_TOO_LARGE, self._revision)
         writes = _Writes(self._revision + 1)
         result_of_one = self._op(command, writes)
         if writes.sub:
@@ -541,6 +554,25 @@ class KvMachine:
                 return Refused(KvError.COMPACTED, self._revision)
         return None
 
+    def _answer_too_large(self, ops: Iterable[Op]) -> bool:
+        """Whether key-values over `RANGE_BYTES_MAX` would be shown, judged by what there is before. Single keys do not
+        count: there are only so many operations."""
+        size = 0
+        for op in ops:
+            limit = 0
+            if isinstance(op, Range):
+                if op.count_only or not op.range_end:
+                    continue
+                if op.sort_order == SortOrder.NONE:
+                    limit = max(op.limit, 0)
+            elif not isinstance(op, DeleteRange) or not op.prev_kv or not op.range_end:
+                continue
+            for page in self._pages(*_bounds(op.key, op.range_end), limit, False):
+                size += sum(map(len, page))
+                if size > RANGE_BYTES_MAX:
+                    return True
+        return False
+
     # -- compares
 
     def _compare(self, compare: Compare) -> bool:
@@ -650,7 +682,39 @@ class KvMachine:
 
     # -- ranges
 
-    def _range(self, request: Range, now: int) -> RangeResult:
+    def _pages(self, start: bytes, end: bytes | None, limit: int, reverse: bool) -> Iterator[list[bytes]]:
+        """The key-values of a range now, at most `limit` unless that is 0, in pieces of a bearable size."""
+        page, left = PAGE_KEYS_MIN, limit
+        while True:
+            want = min(page, left) if limit else page
+            records = self._current.values(start, end, limit=want, reverse=reverse)
+            if records:
+                yield records
+            left -= len(records)
+            if len(records) < want or (limit and not left):
+                return
+            last = key_of(records[-1])
+            if reverse:
+                end = last
+            else:
+                start = last + b"\0"
+            average = max(1, sum(map(len, records)) // len(records))
+            page = min(max(PAGE_BYTES // average, PAGE_KEYS_MIN), PAGE_KEYS_MAX)
+
+    def _records(self, start: bytes, end: bytes | None, limit: int, reverse: bool, bytes_max: int) -> list[bytes]:
+        """All of `_pages`. Raises `_TooLargeError` as soon as they are over `bytes_max`, unless that is 0."""
+        if 0 < limit <= PAGE_KEYS_MIN or not bytes_max:
+            return self._current.values(start, end, limit=limit, reverse=reverse)
+        records: list[bytes] = []
+        size = 0
+        for page in self._pages(start, end, limit, reverse):
+            records += page
+            size += sum(map(len, page))
+            if size > bytes_max:
+                raise _TooLargeError
+        return records
+
+    def _range(self, request: Range, now: int, bytes_max: int = 0) -> RangeResult:
         at = request.revision
         past = 0 < at < now
         filtered = bool(
@@ -666,6 +730,8 @@ class KvMachine:
         elif past:
             records = self._records_at(*_bounds(request.key, request.range_end), at)
             count = len(records)
+            if bytes_max and sum(map(len, records)) > bytes_max and not request.count_only:
+                raise _TooLargeError
             if request.limit > 0 and not filtered and request.sort_order == SortOrder.NONE:
                 del records[request.limit + 1 :]
         elif request.count_only:
@@ -678,7 +744,7 @@ class KvMachine:
             backwards = request.sort_order == SortOrder.DESCEND and request.sort_target == SortTarget.KEY
             whole = filtered or (request.sort_order != SortOrder.NONE and request.sort_target != SortTarget.KEY)
             fetch = request.limit + 1 if request.limit > 0 and not whole else 0
-            records = self._current.values(start, end, limit=fetch, reverse=backwards)
+            records = self._records(start, end, fetch, backwards, bytes_max)
             count = self._count(start, end) if fetch and len(records) == fetch else len(records)
             if backwards:
                 records.reverse()
@@ -898,6 +964,10 @@ class KvMachine:
         self.leases.validate(attached)
         self.alarms.validate()
         assert last[0] == self._revision, f"the log ends at {last}, the revision is {self._revision}"
+
+
+class _TooLargeError(Exception):
+    """The answer to a read would be over a bound."""
 
 
 class _Writes:
