@@ -580,8 +580,8 @@ class OwnEngine:
             self._drained = self._last_id
             self._put(_frame(GOAWAY, 0, 0, _PAIR_GOAWAY.pack(self._last_id, 0)))
 
-    def fail(self, error_code: int) -> None:
-        self._goaway(error_code, "")
+    def fail(self, error_code: int, debug: bytes = b"") -> None:
+        self._goaway(error_code, debug.decode("ascii"))
 
     def _goaway(self, error_code: int, text: str) -> None:
         if not self._failed:
