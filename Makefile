@@ -20,7 +20,7 @@ CODE := $(wildcard src tests examples benchmarks tools docs/conf.py)
 # what `make check` runs: everything that is quick
 FAST := $(wildcard tests/unit tests/paper tests/scenarios tests/simulation tests/test_architecture.py tests/test_docs.py)
 
-.PHONY: help run test check soak bench compiled zoo docs bless format clean
+.PHONY: help run test check soak scopes bench compiled zoo docs bless format clean
 
 help:  ## say what the targets do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -78,6 +78,9 @@ check: $(VENV)/.dev  ## format, lint, types and the fast tests (about a minute):
 
 soak: $(VENV)/.dev  ## the long tests; SOAK_SECONDS=3600 for an hour each
 	@SOAK_SECONDS=$(SOAK_SECONDS) $(PYTEST) tests -m soak --timeout=0 $(ARGS)
+
+scopes: $(VENV)/.dev  ## every state of the small scopes, in their large sizes (an hour or so)
+	@$(BIN)/python -m oarlock sim scopes --full $(ARGS)
 
 bench: $(VENV)/.dev $(COMPILE)  ## the measurements, side by side with a real etcd
 	@$(BIN)/python -m benchmarks $(ARGS)

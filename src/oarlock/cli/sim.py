@@ -22,6 +22,7 @@ import click
 from oarlock import __version__
 from oarlock.cli.campaign import campaign, dask_campaign
 from oarlock.cli.exits import Exit
+from oarlock.cli.scopes import scopes
 from oarlock.errors import ConfigurationError
 from oarlock.lab.diagram import diagram_page
 from oarlock.sim.retell import retell
@@ -38,7 +39,7 @@ EXIT_FAILED = 1
 TRACE_LINES = 120  # of a failure, on the terminal
 
 
-@click.command(name="sim")
+@click.group(name="sim", invoke_without_command=True)
 @click.option("--seeds", type=click.IntRange(1), default=100, show_default=True, help="How many seeds to run.")
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="The first seed.")
 @click.option("--seed", type=click.IntRange(0), default=None, help="Run this one seed only.")
@@ -79,7 +80,9 @@ TRACE_LINES = 120  # of a failure, on the terminal
     "--dask", metavar="ADDRESS", default=None, help="Run the seeds on the workers of this dask.distributed scheduler."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.pass_context
 def sim(
+    context: click.Context,
     seeds: int,
     start: int,
     seed: int | None,
@@ -102,6 +105,8 @@ def sim(
     A seed decides everything. The first one that fails is printed with the invariant that broke and the command that
     runs it again.
     """
+    if context.invoked_subcommand is not None:
+        return
     gc.freeze()
     if replay is not None and seed is not None:
         raise click.UsageError("--replay and --seed exclude each other: a replay file names its seed")
@@ -351,6 +356,8 @@ class _Progress:
         if self._bar is not None:
             self._bar.stop()
 
+
+sim.add_command(scopes)
 
 if __name__ == "__main__":
     sim()
