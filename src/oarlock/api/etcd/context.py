@@ -85,9 +85,10 @@ class ServiceContext:
         """Whether `may_serve` would refuse: one truth test for the paths that are hot."""
 
         self.guarded = False
-        """Whether a request that takes space has to ask `check_space`."""
+        """Whether a request that takes space has to ask `has_space`."""
 
         self._space_alarm_asked = False
+        self._refused_for_space: list[Call] = []
         self._reads: list[tuple[Call, Callable[[Call], None]]] = []
 
         self._look()
@@ -106,15 +107,21 @@ class ServiceContext:
         if size > quota:
             self._raise_space_alarm()  # also what came in through other members counts
 
-    def check_space(self, size: int) -> None:
-        """Raises `RpcError` if `size` bytes more pass the quota; the alarm that stops everybody is then raised."""
-        if self.kv.size_in_use() + size + REQUEST_SPACE_BYTES > self.limits.quota_bytes:
-            self._raise_space_alarm()
-            raise RpcError(*errors.NO_SPACE)
+    def has_space(self, call: Call, size: int) -> bool:
+        """Whether `size` bytes more stay within the quota. If not, the alarm that stops everybody is raised, and the
+        call refused once it is: whoever was refused can see why."""
+        if self.kv.size_in_use() + size + REQUEST_SPACE_BYTES <= self.limits.quota_bytes:
+            return True
+        self._refused_for_space.append(call)
+        self._raise_space_alarm()
+        return False
 
     def _raise_space_alarm(self) -> None:
         member = self.backend.member_id
-        if self._space_alarm_asked or self.kv.alarms.is_active(member, AlarmType.NOSPACE):
+        if self._space_alarm_asked:
+            return
+        if self.kv.alarms.is_active(member, AlarmType.NOSPACE):
+            self._refuse_for_space()
             return
         self._space_alarm_asked = True
         try:
@@ -122,8 +129,14 @@ class ServiceContext:
         except RaftError as error:
             self._space_alarm_raised(error)
 
+    def _refuse_for_space(self) -> None:
+        calls, self._refused_for_space = self._refused_for_space, []
+        for call in calls:
+            call.fail(*errors.NO_SPACE)
+
     def _space_alarm_raised(self, result: object) -> None:
         self._space_alarm_asked = False
+        self._refuse_for_space()
         if isinstance(result, RaftError):
             log.warning('the NOSPACE alarm was not raised, and will be tried again error="%s"', result)
         else:

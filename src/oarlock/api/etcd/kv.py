@@ -69,8 +69,8 @@ class KvService:
             put = requests.put_command(parse(_PutRequest, message))
         if len(message) > self._message_bytes_max or self._context.restricted or call.route.need_leader:
             self._context.may_replicate(call, len(message))
-        if self._context.guarded:
-            self._context.check_space(len(message))
+        if self._context.guarded and not self._context.has_space(call, len(message)):
+            return
         if self._auth.enabled:
             self._context.submit(call, put, self._put_done)
             return
@@ -110,8 +110,8 @@ class KvService:
                 self._context.read(call, partial(self._read_only_txn, txn))
             return
         self._context.may_replicate(call, len(message))
-        if self._context.guarded and puts(txn):
-            self._context.check_space(len(message))
+        if self._context.guarded and puts(txn) and not self._context.has_space(call, len(message)):
+            return
         self._context.submit(call, txn, self._txn_done)
 
     def _txn_done(self, call: Call, result: object) -> None:

@@ -62,8 +62,8 @@ class LeaseService:
     def _grant(self, call: Call, message: bytes) -> None:
         request = parse(_LeaseGrantRequest, message)
         self._context.may_replicate(call, len(message))
-        if self._context.guarded:
-            self._context.check_space(len(message))
+        if self._context.guarded and not self._context.has_space(call, len(message)):
+            return
         if request.TTL > TTL_MAX:
             raise RpcError(*errors.LEASE_TTL_TOO_LARGE)
         self._try_grant(call, request.ID, max(request.TTL, self._backend.lease_ttl_min), ID_TRIES_MAX)

@@ -28,19 +28,22 @@ class Auditor:
         self._marked: bytes | None = None  # the digest at our last mark
 
     def next_deadline(self, leads: bool) -> int:
+        """When `mark` has something to say; `leads`: it will be asked."""
         if not leads or not self._interval_ns or self._machine.hash() == self._marked:
             return NEVER
         return self._mark_at
 
     def mark(self, term: Term, members: int, now: int) -> bytes | None:
         """For the leader: the command that begins a comparison, if it is time for one."""
-        if not self._interval_ns or now < self._mark_at or members < 2:
+        if not self._interval_ns or now < self._mark_at:
             return None
         digest = self._machine.hash()
         if digest == self._marked:
             return None
         self._marked = digest
         self._mark_at = now + self._interval_ns
+        if members < 2:
+            return None  # nobody to compare with
         return self._machine.audit_mark_command(term, members)
 
     def report(self) -> bytes | None:

@@ -361,7 +361,8 @@ class Member:
         if self._keeper is not None:
             deadline = min(deadline, self._keeper.next_deadline())
         if self._auditor is not None:
-            deadline = min(deadline, self._auditor.next_deadline(self.raft.is_leader))
+            in_step = self.raft.is_leader and self._applied_term == self.raft.current_term
+            deadline = min(deadline, self._auditor.next_deadline(in_step))
         return deadline
 
     def validate(self) -> None:

@@ -54,6 +54,11 @@ class Clock:
     def read(self, now: int) -> int:
         return self._base if now <= self._since else self._base + (now - self._since) * self._rate // 1_000_000
 
+    @property
+    def rate(self) -> int:
+        """Millionths of true time."""
+        return self._rate
+
     def set_rate(self, now: int, rate: int) -> None:
         """`rate`: millionths of true time."""
         self._base, self._since, self._rate = self.read(now), max(now, self._since), rate
@@ -100,6 +105,7 @@ class Process:
         self.inbox: list[ev.MemberEvent] = []
         self.outstanding: dict[int, Op] = {}
         self.reads: dict[int, Op] = {}
+        self.lease_asks: dict[int, Callable[[ev.LeasesAnswered | ev.LeasesFailed], None]] = {}
         self.tokens: dict[int, str] = {}  # of operators: what each waits for
         self._changes: dict[int, MemberChange] = {}
         self.known: dict[NodeId, int] = {}
@@ -239,7 +245,8 @@ class Process:
     def _machine(self) -> WorldMachine:
         world = self.world
         application, oracle = world.application, world.oracle
-        return WorldMachine(
+        wrapper: type[WorldMachine] = getattr(application, "wrapper", WorldMachine)
+        return wrapper(
             application.machine(self.disk, MACHINE, world.swarm.durable_machine),
             application.digest,
             lambda index, term, digest: oracle.applied(self, index, term, digest),
@@ -307,6 +314,7 @@ class Process:
         self.tokens = {}
         outstanding, self.outstanding = self.outstanding, {}
         reads, self.reads = self.reads, {}
+        self.lease_asks = {}
         for op in (*outstanding.values(), *reads.values()):
             op.lost(self)
 
@@ -445,6 +453,8 @@ class Process:
                     self._queue.append(effect)
                 case ev.Completed() | ev.Failed() | ev.ReadsReady() | ev.ReadsFailed() | ev.Reconfigured():
                     self._answer([effect])
+                case ev.LeasesAnswered() | ev.LeasesFailed():
+                    self._answer([effect])
                 case raft.SendSnapshot():
                     self._work(1, lambda effect=effect: self._send_chunk(effect))  # type: ignore[misc]
                 case raft.WriteChunk():
@@ -478,15 +488,15 @@ class Process:
                 raise Violation("CFG", f"member {self.id} halted as removed; the group has not removed it")
         elif not self.foreign:
             raise Violation("STOP", f"member {self.id} halted: {reason}")
-        self._answer([e for e in rest if isinstance(e, ev.Failed | ev.ReadsFailed)])
+        self._answer([e for e in rest if isinstance(e, ev.Failed | ev.ReadsFailed | ev.LeasesFailed)])
         self.halted = reason
         self._no_leak()
         self._lose(power=False)
 
     def _no_leak(self) -> None:
-        if self.outstanding or self.reads:
-            raise Violation("LEAK", f"member {self.id} stopped and left {len(self.outstanding)} commands and "
-                            f"{len(self.reads)} reads without an answer")  # fmt: skip
+        if self.outstanding or self.reads or self.lease_asks:
+            raise Violation("LEAK", f"member {self.id} stopped and left {len(self.outstanding)} commands, "
+                            f"{len(self.reads)} reads and {len(self.lease_asks)} lease questions open")  # fmt: skip
 
     def _answer(self, effects: Sequence[ev.MemberEffect]) -> None:
         oracle = self.world.oracle
@@ -511,6 +521,11 @@ class Process:
                     self._read(token).failed(self, 0, error)
                 case ev.Reconfigured(token, failure):
                     self._reconfigured(token, failure)
+                case ev.LeasesAnswered() | ev.LeasesFailed():
+                    asked = self.lease_asks.pop(effect.token, None)
+                    if asked is None:
+                        raise Violation("LEASE", f"member {self.id} answered {effect}, which does not wait")
+                    asked(effect)
 
     def _reconfigured(self, token: int, error: RaftError | None) -> None:
         """An operator is told what became of a change; what that means is looked up in the committed log."""
@@ -723,6 +738,17 @@ class Process:
         self.reads[token] = op
         self.give(ev.ReadBarrier(token))
         return token
+
+    def ask_leases(
+        self, renew: list[int], query: list[int], done: Callable[[ev.LeasesAnswered | ev.LeasesFailed], None]
+    ) -> None:
+        """A client renews leases, and asks how long others have. Nobody is told when this member dies."""
+        if self.member is None:
+            return
+        token = self.number
+        self.number += 1
+        self.lease_asks[token] = done
+        self.give(ev.LeasesAsked(token, renew, query))
 
     def change(self, changes: tuple[raft.ConfigChange, ...], *, auto_leave: bool = True) -> int:
         token = self.number
