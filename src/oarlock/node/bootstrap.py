@@ -71,6 +71,7 @@ class NodeOptions:
     election_ms: int = 1000
     pre_vote: bool = True
     lease_reads: bool = False
+    inline_sync: bool = False
     limits: MemberLimits = field(default_factory=MemberLimits)
     transport_limits: TransportLimits = field(default_factory=TransportLimits)
     tls: PeerTls | None = None
@@ -319,6 +320,7 @@ async def start_node(options: NodeOptions, machine_factory: MachineFactory) -> N
             snapshots=snapshots,
             make_transport=partial(Transport, tls=options.tls, limits=options.transport_limits),
             listen_urls=options.listen_peer_urls,
+            inline_sync=options.inline_sync,
         )
         await node.start()
     except BaseException:

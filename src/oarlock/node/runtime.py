@@ -36,7 +36,14 @@ from oarlock.node.replica.member import NEVER, Member, MemberStatus
 from oarlock.node.replica.reconfigure import MemberChange
 from oarlock.node.replica.sessions import plain
 from oarlock.node.snapshot_files import SnapshotFiles
-from oarlock.node.threads import Log, LogThread, Worker
+from oarlock.node.threads import (
+    INLINE_BYTES_MAX,
+    INLINE_OVERHEAD_BYTES,
+    Log,
+    LogThread,
+    QuickDisk,
+    Worker,
+)
 from oarlock.raft.events import (
     ChunkWritten,
     ConfigChange,
@@ -148,7 +155,9 @@ class Node:
         make_transport: MakeTransport,
         listen_urls: Sequence[str],
         clock: Callable[[], int] = time.monotonic_ns,
+        inline_sync: bool = False,
     ) -> None:
+        """`inline_sync`: a follower syncs on the loop's thread while it is quick (docs: life-of-a-write.md)"""
         self.member = member
         self.identity = identity
         self.name = identity.name
@@ -165,6 +174,8 @@ class Node:
         self._clock = clock
         self._log_thread = LogThread(wal, GROUP, self.loop, self._synced, self._log_failed)
         self._worker = Worker(self.loop)
+        self._inline_sync = inline_sync
+        self._disk = QuickDisk()
         self.transport: Peers = make_transport(
             identity,
             on_messages=self._messages,
@@ -619,6 +630,7 @@ class Node:
     def _synced(self, ticket: int, seconds: float) -> None:
         self.metrics.persists += 1
         self.metrics.fsync.add(seconds)
+        self._disk.observe(seconds, time.monotonic())
         if self.halted.done():
             return
         send = self.transport.send
@@ -706,9 +718,10 @@ class Node:
                 # Only now: the log's thread wants the interpreter as soon as it wakes, and what peers and clients wait
                 # for should be on its way by then.
                 self._run_flushes()
-                for persist in self._persists:
-                    self._log_thread.put(persist)
-                self._persists.clear()
+                persists, self._persists = self._persists, []
+                if not (self._may_sync_inline(persists) and self._sync_inline(persists)):
+                    for persist in persists:
+                        self._log_thread.put(persist)
         except Exception as error:  # a bug, of ours or of the state machine: the member stops here (house rule)
             metrics.apply_failures += 1
             log.exception("turn failed node=%x group=%d term=%d", self.member_id, GROUP, self.member.raft.current_term)
@@ -723,6 +736,29 @@ class Node:
         self._arm(end)
         if self._drained is not None and not self._waiters and not self._drained.done():
             self._drained.set_result(None)
+
+    def _may_sync_inline(self, persists: Sequence[Persist]) -> bool:
+        """Whether to wait for the disk here. Never as a leader: its heartbeats wait for no disk. Nor without a leader,
+        for a snapshot's mark, for much, or where a new segment must begin."""
+        raft = self.member.raft
+        if not self._inline_sync or raft.is_leader or not raft.leader_id or not self._disk.is_quick(time.monotonic()):
+            return False
+        size = 0
+        for persist in persists:
+            if persist.snapshot is not None:
+                return False
+            size += INLINE_OVERHEAD_BYTES
+            for entry in persist.entries:
+                size += INLINE_OVERHEAD_BYTES + len(entry.payload)
+        return size <= INLINE_BYTES_MAX and size <= self._wal.room
+
+    def _sync_inline(self, persists: Sequence[Persist]) -> bool:
+        """`LogThread.sync_now`; what it released is on its way when this returns."""
+        if not self._log_thread.sync_now(persists):
+            return False
+        self.metrics.persists_inline += 1
+        self.transport.flush()
+        return True
 
     def _run_flushes(self) -> None:
         while self._flushes:

@@ -346,6 +346,11 @@ class WriteAheadLog:
         assert commit <= expected.last_index, f"commit {commit} is past the last entry {expected.last_index}"
         self._pending.append(_Item(group, hard_state, entries, snapshot, reset))
 
+    @property
+    def room(self) -> int:
+        """Bytes that still fit into the present segment. To begin another takes several syncs."""
+        return self._segments[-1].size - self._position - HEADER_BYTES
+
     def sync(self, *, note: bool = True) -> None:
         """Write everything appended so far and make it durable. On any error the log is dead.
 
