@@ -111,6 +111,28 @@ class Limits:
     keepalive_timeout_s: float = 20.0
     """How long the answer to that PING may take (etcd's --grpc-keepalive-timeout)."""
 
+    watches_per_stream_max: int = 10_000
+    """Watches of one Watch stream. One more is refused in the stream."""
+
+    watches_total_max: int = 200_000
+    """Watches of all streams together."""
+
+    watch_outbox_bytes_max: int = MIB
+    """Events that wait for one Watch stream's reader. Over it its watches catch up from the log later."""
+
+    watch_outbox_total_bytes_max: int = 256 * MIB
+    """The same for all Watch streams together."""
+
+    watch_progress_interval_s: float = 600.0
+    """How often a quiet watch that asked for it is told how far it is (etcd's
+    --experimental-watch-progress-notify-interval); up to a tenth longer."""
+
+    leaderless_s: float = 3.0
+    """How long a stream with the metadata `hasleader` goes on without a leader (etcd: three election timeouts)."""
+
+    waiters_max: int = 10_000
+    """Calls of Lock and Campaign that wait for their turn."""
+
     http_body_bytes_max: int = 2 * MIB
     """Body of one HTTP/1.1 request."""
 

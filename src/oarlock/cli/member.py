@@ -49,6 +49,12 @@ def compaction_of(config: ServerConfig) -> AutoCompaction:
     return AutoCompaction("periodic", retention_s=retained_ms(config.auto_compaction_retention) / 1000)
 
 
+def progress_interval_s(config: ServerConfig) -> float:
+    """etcd's rule: 0 is the default, and 100 ms the least."""
+    milliseconds = config.experimental_watch_progress_notify_interval
+    return max(0.1, milliseconds / 1000) if milliseconds else Limits().watch_progress_interval_s
+
+
 def limits_of(config: ServerConfig) -> Limits:
     """The bounds of the client port that the configuration names."""
     return Limits(
@@ -58,6 +64,8 @@ def limits_of(config: ServerConfig) -> Limits:
         # one request of the permitted size must fit, whatever else is held back on the connection
         unfinished_request_bytes_max=max(Limits().unfinished_request_bytes_max, 2 * config.max_request_bytes),
         txn_ops_max=config.max_txn_ops,
+        watch_progress_interval_s=progress_interval_s(config),
+        leaderless_s=3 * config.election_timeout / 1000,
         quota_bytes=quota_of(config),
         keepalive_interval_s=config.grpc_keepalive_interval / 1000,
         keepalive_min_s=max(config.grpc_keepalive_min_time / 1000, 0.001),

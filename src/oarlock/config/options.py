@@ -305,6 +305,13 @@ class ServerConfig:
         minimum=1000,
         maximum=86_400_000,
     )
+    experimental_watch_progress_notify_interval: int = _option(
+        DURATION,
+        600_000,
+        "How often a quiet watch that asked for it is told how far it is; up to a tenth longer. 0: the default.",
+        section="limits",
+        maximum=86_400_000,
+    )
     grpc_keepalive_min_time: int = _option(
         DURATION,
         5_000,
@@ -490,7 +497,6 @@ ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
     "enable-pprof": ("false",),
     "enable-v2": ("false",),
     "experimental-initial-corrupt-check": ("false", "true"),
-    "experimental-watch-progress-notify-interval": ("0", "0s", "10m", "5s"),
     "initial-election-tick-advance": ("true", "false"),
     "listen-metrics-urls": ("",),
     "log-outputs": ("default", "stderr", ""),

@@ -23,6 +23,7 @@ from oarlock.machines.kv.commands import Range, RangeResult, Refused
 from oarlock.machines.kv.commands_alarm import AlarmActivate, AlarmType
 from oarlock.machines.kv.hashing import HashSource
 from oarlock.machines.kv.leases import LeaseBook
+from oarlock.machines.kv.watch import WatchHub
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class KvReads(Protocol):
     def hash(self) -> bytes: ...
     def hash_source(self, revision: int = 0) -> HashSource | Refused: ...
     def size_in_use(self) -> int: ...
+    @property
+    def watches(self) -> WatchHub: ...
     def range(self, request: Range) -> RangeResult | Refused: ...
     def range_one(self, key: bytes) -> bytes | None:
         """The encoded KeyValue of `key` now."""

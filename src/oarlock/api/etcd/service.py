@@ -11,11 +11,15 @@ from oarlock.api.etcd.auth import AuthService
 from oarlock.api.etcd.cluster import ClusterService
 from oarlock.api.etcd.compactor import AutoCompaction, Compactor
 from oarlock.api.etcd.context import ServiceContext, not_served, not_served_stream
+from oarlock.api.etcd.election import ElectionService
 from oarlock.api.etcd.health import HealthService
 from oarlock.api.etcd.kv import KvService
 from oarlock.api.etcd.lease import LeaseService
+from oarlock.api.etcd.lock import LockService
 from oarlock.api.etcd.maintenance import MaintenanceService
 from oarlock.api.etcd.tokens import AuthOptions
+from oarlock.api.etcd.turns import Turns
+from oarlock.api.etcd.watch import WatchPump, WatchService
 from oarlock.api.grpc import Method
 from oarlock.api.limits import Limits
 
@@ -33,8 +37,13 @@ class EtcdService:
         self.context = ServiceContext(backend, limits, auth)
         self._compactor = Compactor(self.context, compaction or AutoCompaction())
         self._auth = AuthService(self.context, auth or AuthOptions())
+        self._pump = WatchPump(self.context)
+        self._turns = Turns(self.context, self._pump)
         self._services = (
             KvService(self.context),
+            WatchService(self.context, self._pump),
+            LockService(self.context, self._turns),
+            ElectionService(self.context, self._turns),
             LeaseService(self.context),
             ClusterService(self.context),
             MaintenanceService(self.context),
@@ -46,10 +55,13 @@ class EtcdService:
         """Called about once a second."""
         self.context.refresh()
         self._compactor.tick(time.monotonic())
+        self._pump.refresh()
 
     def close(self) -> None:
         """The port is closed: end what runs beside the event loop."""
         self._auth.close()
+        self._turns.close()
+        self._pump.close()
 
     def protect(self, methods: Iterable[Method]) -> None:
         """Put the table of rights before every handler. Of methods that are not in it nobody gets anything while

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from oarlock.api.grpc.router import Method, Route
@@ -23,7 +24,7 @@ class Call:
 
     __slots__ = (
         "connection", "stream_id", "method", "route", "open", "due", "waited_s", "parts", "size", "answered",
-        "identity", "admitted",
+        "identity", "admitted", "on_gone",
     )  # fmt: skip
 
     def __init__(self, connection: GrpcConnection, stream_id: int, method: Method, route: Route) -> None:
@@ -39,6 +40,7 @@ class Call:
         self.answered = False  # response headers are out
         self.identity: tuple[str, int] | None = None  # user and auth revision, where authentication is on
         self.admitted = 0  # the auth revision at which it was found that the call may be served
+        self.on_gone: Callable[[], None] | None = None  # for a call that waits: it is over without our answer
 
     def metadata(self, name: bytes) -> bytes | None:
         """A request header, by its lower-case name."""
@@ -64,6 +66,8 @@ class Call:
         """End the call with a status."""
         if self.open:
             self.open = False
+            if self.on_gone is not None:
+                self.on_gone()
             codes = self.method.codes
             codes[code] = codes.get(code, 0) + 1
             connection = self.connection
@@ -127,6 +131,21 @@ class StreamCall(Call):
         connection.engine.body(self.stream_id, b"\0" + len(message).to_bytes(4, "big") + message)
         connection.touch()
         await connection.wait_sendable(self.stream_id)
+
+    def send_some(self, messages: Sequence[bytes]) -> bool:
+        """Send messages without waiting; whether the reader keeps up. If not, `drained` returns when it has."""
+        if not self.open:
+            return False
+        connection = self.connection
+        self.send_headers()
+        framed = [part for message in messages for part in (b"\0", len(message).to_bytes(4, "big"), message)]
+        connection.engine.body(self.stream_id, b"".join(framed))
+        connection.touch()
+        return connection.sendable(self.stream_id)
+
+    async def drained(self) -> None:
+        """Return when the reader has taken what was sent, or most of it, or is gone."""
+        await self.connection.wait_sendable(self.stream_id)
 
     def send_headers(self) -> None:
         """Send the response headers, if they are not out already, without a message."""

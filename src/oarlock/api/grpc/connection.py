@@ -310,6 +310,8 @@ class GrpcConnection(Http2Connection):
     def _cancel(call: Call) -> None:
         codes = call.method.codes
         codes[Code.CANCELLED] = codes.get(Code.CANCELLED, 0) + 1
+        if call.on_gone is not None:
+            call.on_gone()
         if isinstance(call, StreamCall) and call.task is not None:
             call.task.cancel()
 

@@ -206,6 +206,10 @@ class Http2Connection(asyncio.Protocol, ABC):
     def lost(self) -> bool:
         return self._transport is None
 
+    def sendable(self, stream_id: int) -> bool:
+        """Whether `wait_sendable` would return at once, for a connection that is not gone."""
+        return not self._writing_paused and self.engine.unsent(stream_id) < self.limits.stream_unsent_bytes
+
     async def wait_sendable(self, stream_id: int) -> None:
         """Return when less than `stream_unsent_bytes` of the stream wait to be sent, or the connection is gone."""
         while self._transport is not None and (

@@ -267,7 +267,7 @@ class WatchHub:
     @property
     def revision(self) -> int:
         """Synced watchers have been given everything up to this revision."""
-        return self._revision
+        return self._revision if self.watcher_count else self._history.revision
 
     @property
     def unsynced_count(self) -> int:
@@ -516,7 +516,7 @@ class WatchHub:
 
     def _answer_progress(self, stream: WatchStream) -> None:
         self._progress.pop(stream, None)
-        stream.push(Delivery(Kind.PROGRESS, ALL, self._revision))
+        stream.push(Delivery(Kind.PROGRESS, ALL, self.revision))
 
     # -- catching up
 
