@@ -147,7 +147,7 @@ async def tick(node: Node, machine: ObjectMachine) -> None:
     measured: tuple[int, float] = (0, 0.0)  # term, and the moment up to which it was told
     while True:
         await asyncio.sleep(TICK_S)
-        if not raft.is_leader or not machine.leases.deadlines:
+        if not raft.is_leader or not machine.holders.deadlines:
             measured = (0, 0.0)
             continue
         now = loop.time()

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
@@ -23,13 +24,19 @@ from typing import Any, Final, Generic, Self, TypeVar
 from oarlock.embed.calls import Calls
 from oarlock.embed.hold import hold
 from oarlock.embed.holders import Holders, LeaseLost, tick
-from oarlock.errors import ConfigurationError, NoLeader, RaftError, Stopped
+from oarlock.errors import ConfigurationError, NoLeader, RaftError, Stopped, WrongDirectory
 from oarlock.machines.objects.claims import HolderUnknown, OneAtATime
 from oarlock.machines.objects.declare import Binding
 from oarlock.machines.objects.machine import ACTIVATE, ANNOUNCE, ObjectMachine
 from oarlock.node.bootstrap import NodeOptions, start_node
+from oarlock.node.replica.directory import decode_record
 from oarlock.node.replica.member import MemberLimits
+from oarlock.node.replica.reconfigure import AddMember, PromoteMember, RemoveMember
 from oarlock.node.runtime import Node as RuntimeNode
+from oarlock.raft.types import MemberRole
+from oarlock.storage.real_disk import RealDisk
+from oarlock.storage.wal import WriteAheadLog
+from oarlock.transport.roster import NoRoster, ask_anyone
 from oarlock.transport.tls import PeerTls
 
 M = TypeVar("M")
@@ -45,6 +52,7 @@ LEASE_TTL_MIN_S: Final = 1.0
 CLOSE_ALONE_S: Final = 1.0
 """How long closing waits for answers from a group that gives none."""
 
+JOIN_RETRY_S: Final = 0.2
 READY_POLL_S: Final = 0.02
 LEADER_POLL_S: Final = 0.05
 ANNOUNCE_RETRY_S: Final = 0.5
@@ -89,6 +97,8 @@ class Node(Generic[M]):
     - `peers`: name -> `host:port` of every first member, this one included, the same on each of them. Without it the
       group has this one member, reachable at `listen` if that is given.
     - `data_dir`: a directory of this member's own; made if it does not exist. Everything acknowledged is in it.
+    - `join`: `host:port` of members of a group that exists, one is enough, in place of `peers`. Somebody there must
+      `add` this member first, under the address `listen`; the start waits for that for a while.
     - `listen`: `host:port` to listen on, if it is not the address in `peers` (behind NAT, in a container).
     - `cluster`: a name that keeps groups apart; members of another one are refused.
     - `heartbeat` and `election_timeout`: seconds. A leader that dies without a sign is missed after one to two election
@@ -110,6 +120,7 @@ class Node(Generic[M]):
         *,
         peers: Mapping[str, str] | None = None,
         data_dir: str | os.PathLike[str],
+        join: Sequence[str] = (),
         listen: str = "",
         cluster: str = CLUSTER,
         heartbeat: float = 0.1,
@@ -121,6 +132,15 @@ class Node(Generic[M]):
         snapshot_entries: int = 10_000,
         tls: PeerTls | None = None,
     ) -> None:
+        if isinstance(join, str):
+            raise ConfigurationError(f"join={join!r} must be a list of host:port")
+        if join and peers:
+            raise ConfigurationError("peers and join exclude each other: peers begins a group, join enters one")
+        if join and not listen:
+            raise ConfigurationError("join needs listen: the address under which this member was added")
+        for address in join:
+            _check_address("join", address)
+        self._join = [f"{'https' if tls is not None else 'http'}://{address}" for address in join]
         if not lease_ttl >= LEASE_TTL_MIN_S:
             raise ConfigurationError(f"lease_ttl={lease_ttl!r} must be at least {LEASE_TTL_MIN_S:g} seconds")
         self._lease_ttl = lease_ttl
@@ -147,7 +167,19 @@ class Node(Generic[M]):
         if self._node is not None or self._closed:
             raise RuntimeError(f"node {self.name!r} was started before: make a new one")
         loop = asyncio.get_running_loop()
-        node = await start_node(self._options, lambda directory: self._objects)
+        options = self._options
+        if self._join:
+            options = await _joining(options, self._join)
+        node = await start_node(options, lambda directory: self._objects)
+        own = node.member.raft.configuration.member(node.member_id)
+        known_as = decode_record(own.context).name if own is not None else ""
+        if known_as not in ("", self.name):
+            await node.stop()
+            raise WrongDirectory(
+                f"{options.data_dir} belongs to member {known_as!r}, and this is {self.name!r}: give each member a "
+                "directory of its own",
+                path=options.data_dir,
+            )
         self._node = node
         self.calls = Calls(node, self._objects, loop, threading.get_ident(), self._lease_reads)
         self._objects.bind(self._binding(self.calls))
@@ -283,9 +315,30 @@ class Node(Generic[M]):
         target = self._id_of(name) if name else 0
         await node.atransfer_leadership(target)
 
-    def _id_of(self, name: str) -> int:
+    async def add(self, address: str, *, learner: bool = False) -> int:
+        """Let a member at `host:port` in, which is then started with `join`; gives its id. A `learner` gets the log and
+        has no vote until it is promoted: add it so while a majority must not depend on it.
+
+        Raises `Rejected` with a reason of `node.replica.reconfigure.REFUSALS`: the group would lose its majority, say.
+        """
+        _check_address("add", address)
+        url = f"{'https' if self._options.tls is not None else 'http'}://{address}"
+        member = secrets.randbits(63) | 1
+        role = MemberRole.LEARNER if learner else MemberRole.VOTER
+        await self._running().areconfigure(AddMember(member, (url,), int(role)))
+        return member
+
+    async def promote(self, member: str | int) -> None:
+        """Give a learner that has caught up a vote. `member`: its name, or the id that `add` gave."""
+        await self._running().areconfigure(PromoteMember(self._id_of(member)))
+
+    async def remove(self, member: str | int) -> None:
+        """Let a member go, this one included; a leader hands over first. It never comes back under the same id."""
+        await self._running().areconfigure(RemoveMember(self._id_of(member)))
+
+    def _id_of(self, name: str | int) -> int:
         for member in self.members():
-            if member.name == name:
+            if name in (member.name, member.id):
                 return member.id
         raise ConfigurationError(
             f"there is no member {name!r}: the group has {', '.join(member.name for member in self.members())}"
@@ -418,6 +471,30 @@ def _options(
         limits=MemberLimits(request_timeout_ns=round(timeout * 1e9), snapshot_entries=snapshot_entries),
         tls=tls,
     )
+
+
+async def _joining(options: NodeOptions, urls: Sequence[str]) -> NodeOptions:
+    """The options of a member that enters a group: who the others are is asked of those it was told of."""
+    disk = options.disk if options.disk is not None else RealDisk()
+    if WriteAheadLog.exists(disk, f"{options.data_dir}/wal"):
+        return options  # it has entered before: its log knows the group
+    deadline = asyncio.get_running_loop().time() + options.join_s
+    own = sorted(options.advertise_peer_urls)
+    while True:
+        try:
+            rosters = await ask_anyone(urls, options.name, own, options.tls, options.transport_limits)
+        except NoRoster as error:
+            text = f"no member could be asked for the group: {error}"
+        else:
+            members = rosters[0].members
+            if any(sorted(member.peer_urls) == own for member in members):
+                cluster = {member.name or f"{member.id:x}": member.peer_urls for member in members}
+                cluster = {name: found for name, found in cluster.items() if sorted(found) != own}
+                return replace(options, state="existing", initial_cluster={**cluster, options.name: own})
+            text = f"the group has no member at {own[0].partition('://')[2]}: let one of its members `add` it"
+        if asyncio.get_running_loop().time() > deadline:
+            raise ConfigurationError(f"node {options.name!r} cannot join: {text}")
+        await asyncio.sleep(JOIN_RETRY_S)
 
 
 def _check_address(name: str, address: str) -> None:

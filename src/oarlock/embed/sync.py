@@ -9,7 +9,7 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -138,6 +138,7 @@ class Node(Generic[M]):
         *,
         peers: Mapping[str, str] | None = None,
         data_dir: str | os.PathLike[str],
+        join: Sequence[str] = (),
         listen: str = "",
         cluster: str = CLUSTER,
         heartbeat: float = 0.1,
@@ -153,9 +154,9 @@ class Node(Generic[M]):
         self.name = name
         self._pid = os.getpid()
         self._node = AsyncNode(
-            machine, name, peers=peers, data_dir=data_dir, listen=listen, cluster=cluster, heartbeat=heartbeat,
-            election_timeout=election_timeout, lease_reads=lease_reads, development=development, timeout=timeout,
-            lease_ttl=lease_ttl,
+            machine, name, peers=peers, data_dir=data_dir, join=join, listen=listen, cluster=cluster,
+            heartbeat=heartbeat, election_timeout=election_timeout, lease_reads=lease_reads, development=development,
+            timeout=timeout, lease_ttl=lease_ttl,
             snapshot_entries=snapshot_entries, tls=tls,
         )  # fmt: skip
         self._node.call_through(self._bind)
@@ -266,6 +267,18 @@ class Node(Generic[M]):
     def transfer(self, name: str = "") -> None:
         self._check_caller()
         self._on_loop(self._node.transfer(name))
+
+    def add(self, address: str, *, learner: bool = False) -> int:
+        self._check_caller()
+        return self._on_loop(self._node.add(address, learner=learner))
+
+    def promote(self, member: str | int) -> None:
+        self._check_caller()
+        self._on_loop(self._node.promote(member))
+
+    def remove(self, member: str | int) -> None:
+        self._check_caller()
+        self._on_loop(self._node.remove(member))
 
     def __repr__(self) -> str:
         return repr(self._node)

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -272,6 +273,10 @@ async def test_a_command_that_is_not_deterministic_stops_a_development_node(tmp_
         ({"peers": {"n1": "a:1", "n2": "a:1"}}, "more than one member"),
         ({"heartbeat": 0.5}, "at least 3 times heartbeat"),
         ({"data_dir": ""}, "data_dir is empty"),
+        ({"join": ["a:1"]}, "join needs listen"),
+        ({"join": "a:1"}, "must be a list"),
+        ({"join": ["a:1"], "peers": {"n1": "a:2"}}, "exclude each other"),
+        ({"lease_ttl": 0.1}, "lease_ttl"),
     ],
 )
 def test_options_that_cannot_work_are_refused_at_once(tmp_path: Path, arguments: dict[str, object], text: str) -> None:
@@ -300,6 +305,56 @@ async def test_a_node_starts_once_and_says_when_it_is_not_running(tmp_path: Path
         await node.start()
     with pytest.raises(oarlock.NotAttached):
         node.machine.add()
+
+
+async def test_a_group_grows_from_one_member_and_shrinks_again(tmp_path: Path, free_addresses: FREE) -> None:
+    one, two, three = free_addresses(3)
+    async with AsyncExitStack() as stack:
+        first = Node(Counter(), "n1", listen=one, data_dir=tmp_path / "n1", timeout=20)
+        await stack.enter_async_context(first)
+        await first.machine.add(5)
+        await first.add(two)
+        second = Node(Counter(), "n2", join=[one], listen=two, data_dir=tmp_path / "n2", timeout=20)
+        await stack.enter_async_context(second)
+        await second.ready(30)
+        assert await second.machine.get() == 5
+        learner = await second.add(three, learner=True)
+        third = Node(Counter(), "n3", join=[one, two], listen=three, data_dir=tmp_path / "n3", timeout=20)
+        await stack.enter_async_context(third)
+        assert await third.machine.add(1) == 6
+        assert not next(member for member in third.members() if member.id == learner).is_voter
+        for _ in range(500):
+            try:
+                await third.promote("n3")
+                break
+            except oarlock.Rejected as error:
+                if error.reason != "not_in_sync":
+                    raise
+                await asyncio.sleep(0.02)
+        assert all(member.is_voter for member in first.members())
+        await second.remove("n1")
+        assert isinstance(await asyncio.wait_for(first.wait_stopped(), 30), oarlock.Stopped)
+        assert await third.machine.add(1) == 7
+        assert {member.name for member in third.members()} == {"n2", "n3"}
+        await third.aclose()
+        again = Node(Counter(), "n3", join=[two], listen=three, data_dir=tmp_path / "n3", timeout=20)
+        await stack.enter_async_context(again)
+        assert await again.machine.get() == 7, "who has entered before needs nobody to ask"
+
+
+async def test_joining_says_what_is_missing(
+    tmp_path: Path, free_addresses: FREE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = free_addresses(2)
+    async with Node(Counter(), "n1", listen=one, data_dir=tmp_path / "n1"):
+        node = Node(Counter(), "n2", join=[one], listen=two, data_dir=tmp_path / "n2")
+        node._options = replace(node._options, join_s=0.1)
+        with pytest.raises(ConfigurationError, match=f"no member at {two}: let one of its members `add` it"):
+            await node.start()
+    nobody = Node(Counter(), "n3", join=[two], listen=one, data_dir=tmp_path / "n3")
+    nobody._options = replace(nobody._options, join_s=0.1)
+    with pytest.raises(ConfigurationError, match="no member could be asked"):
+        await nobody.start()
 
 
 async def test_nothing_is_left_behind(tmp_path: Path) -> None:

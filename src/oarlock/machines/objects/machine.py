@@ -118,7 +118,7 @@ class StateMachine:
         return (
             isinstance(found, Attached)
             and isinstance(found.machine, ObjectMachine)
-            and (holder in found.machine.leases.deadlines)
+            and (holder in found.machine.holders.deadlines)
         )
 
     def note_change(self, key: object = None) -> None:
@@ -260,7 +260,7 @@ class ObjectMachine(VolatileMachine):
         self.announced: dict[str, int] = {}
         """Which code version each member last said that it runs."""
 
-        self.leases = Leases()
+        self.holders = Leases()
         self.changed: dict[tuple[str, object], None] = {}
         """What `StateMachine.note_change` has named since `on_changes` was last called."""
 
@@ -394,12 +394,12 @@ class ObjectMachine(VolatileMachine):
         elif name == TICK:
             term, elapsed_ns = args
             if term == context.term:  # measured by the leader whose entry this is
-                self._end_holders(context, self.leases.advance(int(elapsed_ns)))
+                self._end_holders(context, self.holders.advance(int(elapsed_ns)))
         elif name == RENEW:
             holder, ttl_ns, begin = args
-            result = self.leases.renew(str(holder), int(ttl_ns), begin=bool(begin))
+            result = self.holders.renew(str(holder), int(ttl_ns), begin=bool(begin))
         elif name == END:
-            self._end_holders(context, self.leases.end(str(args[0])))
+            self._end_holders(context, self.holders.end(str(args[0])))
         else:
             raise CodeTooOld(f"the log holds the command {name!r}, which this version of Oarlock does not know")
         return RETURNED + self.codec.encode(result)
@@ -476,7 +476,7 @@ class ObjectMachine(VolatileMachine):
 
     def dump(self) -> Iterator[bytes]:
         encode = self.codec.encode
-        yield encode([STATE_FORMAT, self.active_version, self.announced, self.leases.state()])
+        yield encode([STATE_FORMAT, self.active_version, self.announced, self.holders.state()])
         for (path, part), custom in zip(self.spec.parts, self._custom, strict=True):
             state = part.snapshot() if custom else self.spec.state_of(part)  # type: ignore[attr-defined]
             name = type(part).__name__
@@ -511,7 +511,7 @@ class ObjectMachine(VolatileMachine):
             vars(part).update(states[path])
         self.active_version = version
         self.announced = announced
-        self.leases = Leases(*leases)
+        self.holders = Leases(*leases)
         if self.on_changes is not None:
             self.changed = {EVERYTHING: None}
             self.on_changes()
