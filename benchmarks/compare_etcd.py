@@ -414,7 +414,31 @@ def medians(results: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(result[name] for result in results) for name in names}
 
 
-def machine() -> dict[str, str]:
+DESCRIBE: Final = """
+import platform, sysconfig
+from oarlock.cli.version import compiled
+guided = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+print(f"{platform.python_implementation()} {platform.python_version()} ({platform.python_compiler()})"
+      + (", built with profile-guided optimisation" if guided else "")
+      + f", our hot modules {'compiled' if compiled() else 'interpreted'}")
+"""
+
+
+def describe_server(program: Program) -> str:
+    """The interpreter that runs our members, and whether it runs compiled modules. (Debian builds with profile-guided
+    optimisation, too, but does not record it.)"""
+    done = subprocess.run(
+        [program.command[0], "-c", DESCRIBE],
+        env={**os.environ, **program.environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def machine(programs: Sequence[Program]) -> dict[str, str]:
+    ours = [program for program in programs if program.name == "oarlock"]
     model = "unknown processor"
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -423,7 +447,7 @@ def machine() -> dict[str, str]:
         "processor": model,
         "cores": str(os.cpu_count()),
         "kernel": platform.release(),
-        "python": f"{platform.python_implementation()} {platform.python_version()} ({platform.python_compiler()})",
+        "python": describe_server(ours[0]) if ours else "no server of ours",
         "load_average": f"{os.getloadavg()[0]:.1f}",
     }
 
@@ -599,7 +623,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     OUT.mkdir(exist_ok=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # leave through the clean-up of the clusters
-    where = machine()
+    where = machine(programs)
     command = shlex.join(
         ["python", "-m", "benchmarks.compare_etcd", *(arguments if arguments is not None else sys.argv[1:])]
     )

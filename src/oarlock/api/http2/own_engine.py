@@ -87,7 +87,8 @@ class OwnEngine:
     __slots__ = (
         "_block", "_block_flags", "_block_pieces", "_block_stream", "_buffer", "_closed", "_decoder", "_drained",
         "_failed", "_frame_max", "_going", "_goodbye", "_last_id", "_limits", "_out", "_out_bytes", "_preface_left",
-        "_queued_bytes", "_ready", "_received", "_settled", "_sink", "_stream_window", "_streams", "_window",
+        "_queued_bytes", "_ready", "_received", "_settled", "_sink", "_stream_window", "_streams", "_trailers_block",
+        "_trailers_said", "_window", "_headers_block", "_headers_said",
     )  # fmt: skip
 
     def __init__(self, sink: EngineSink, limits: Limits) -> None:
@@ -116,6 +117,11 @@ class OwnEngine:
         self._goodbye = False  # the peer has
         self._drained = STREAM_ID_MAX  # the highest stream that our GOAWAY still served
         self._failed = False
+        # Most answers begin and end with the same tuples as the one before: no need to look their blocks up.
+        self._headers_said: Iterable[tuple[bytes, bytes]] = ()
+        self._headers_block = b""
+        self._trailers_said: Iterable[tuple[bytes, bytes]] = ()
+        self._trailers_block = b""
         settings = b"".join(
             _PAIR.pack(number, value)
             for number, value in (
@@ -475,7 +481,11 @@ class OwnEngine:
         if stream is None:
             return  # the peer has reset the stream: nobody waits for this answer
         size = len(body)
-        first, last = _block_of(headers), _block_of(trailers)
+        if headers is not self._headers_said or not isinstance(headers, tuple):  # a list may have changed meanwhile
+            self._headers_said, self._headers_block = headers, _block_of(headers)
+        if trailers is not self._trailers_said or not isinstance(trailers, tuple):
+            self._trailers_said, self._trailers_block = trailers, _block_of(trailers)
+        first, last = self._headers_block, self._trailers_block
         if size > SMALL_BODY_BYTES or size > self._window or size > stream.window or stream.body is not None:
             self._put(_frame(HEADERS, END_HEADERS, stream_id, first))
             self.body(stream_id, body)
