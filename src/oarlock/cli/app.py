@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "config": Lazy("oarlock.cli.config", "config", "Look at the configuration."),
     "demo": Lazy("oarlock.cli.demo", "demo", "Run a three-member cluster here, kill its leader and compare all data."),
     "serve": Lazy("oarlock.cli.serve", "serve", "Run one member of a cluster that speaks etcd's API."),
+    "pki": Lazy("oarlock.cli.pki", "pki", "Make certificates for development and tests."),
     "recover": Lazy("oarlock.cli.recover", "recover", "Make a cluster of one from a survivor's disk."),
     "sim": Lazy("oarlock.cli.sim", "sim", "Run seeds of the simulated world.", 2),
     "snapshot": Lazy("oarlock.cli.snapshot", "snapshot", "Back up a cluster, look at a backup, restore it."),

@@ -1,38 +1,82 @@
-"""TLS of the client port, from the files that the configuration names."""
+"""TLS of the client port and between members, from the files that the configuration names."""
 
 from __future__ import annotations
 
+import os
 import ssl
+from urllib.parse import urlsplit
 
 from oarlock.config import ServerConfig
+from oarlock.config.cipher_suites import CIPHER_SUITES
 from oarlock.errors import ConfigurationError
+from oarlock.transport.tls import PeerTls
+from oarlock.transport.tls_files import FollowingContext, TlsFiles, TlsSource
 
 
 def client_tls(config: ServerConfig) -> ssl.SSLContext | None:
-    """The context for `https` client URLs; None without a certificate. `ConfigurationError` names the unusable file."""
-    if not config.cert_file:
+    """The context for every `https` client URL, which follows its files; None without a certificate.
+    `ConfigurationError` names the unusable file."""
+    cert, key = config.cert_file, config.key_file
+    if not cert and config.auto_tls:
+        cert, key = self_signed(config, "client", config.listen_client_urls)
+    if not cert:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    files = TlsFiles(
+        prefix="",
+        cert_file=cert,
+        key_file=key,
+        ca_file=config.trusted_ca_file,
+        crl_file=config.client_crl_file,
+        verify=config.client_cert_auth or bool(config.trusted_ca_file),  # as etcd
+        minimum=config.tls_min_version,
+        maximum=config.tls_max_version,
+        ciphers=ciphers_of(config),
+    )
+    return FollowingContext.of(TlsSource(files))
+
+
+def peer_tls(config: ServerConfig) -> PeerTls | None:
+    """What members show and check; None between plain URLs. Raises `ConfigurationError` for certificates that other
+    members would not accept."""
+    cert, key = config.peer_cert_file, config.peer_key_file
+    automatic = not cert and config.peer_auto_tls
+    if automatic:
+        cert, key = self_signed(config, "peer", config.listen_peer_urls)
+    if not cert:
+        return None
+    tls = PeerTls(
+        cert_file=cert,
+        key_file=key,
+        ca_file=config.peer_trusted_ca_file,
+        crl_file=config.peer_crl_file,
+        allowed_cn=config.peer_cert_allowed_cn,
+        unverified=automatic,
+        minimum=config.tls_min_version,
+        maximum=config.tls_max_version,
+        ciphers=ciphers_of(config),
+    )
+    if not automatic:
+        tls.check(config.name)
+    return tls
+
+
+def ciphers_of(config: ServerConfig) -> tuple[str, ...]:
+    """OpenSSL's names of the permitted suites."""
+    return tuple(dict.fromkeys(CIPHER_SUITES[name] for name in config.cipher_suites))
+
+
+def self_signed(config: ServerConfig, side: str, urls: tuple[str, ...]) -> tuple[str, str]:
+    """Certificate and key in `DATA_DIR/fixtures/SIDE`, as etcd's --auto-tls: made once, and anew when it expires."""
     try:
-        context.load_cert_chain(config.cert_file, config.key_file, password=_no_password)
-    except (OSError, ssl.SSLError, ValueError) as error:
+        from oarlock.cli.certificates import make_self_signed, still_valid
+    except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"cert-file {config.cert_file} with key-file {config.key_file} cannot be used: {error}"
+            f'{"peer-" if side == "peer" else ""}auto-tls needs the package {error.name}: pip install "oarlock[pki]"'
         ) from error
-    if config.trusted_ca_file:
-        try:
-            context.load_verify_locations(cafile=config.trusted_ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(
-                f"trusted-ca-file {config.trusted_ca_file} has no usable certificate: {error}"
-            ) from error
-    # as etcd: an authority alone is for looking at certificates that clients offer; the flag makes them compulsory
-    context.verify_mode = ssl.CERT_REQUIRED if config.client_cert_auth else ssl.CERT_NONE
-    return context
-
-
-def _no_password() -> str:
-    """Keys are read without a person present: an encrypted one is an error, never a prompt that hangs the start."""
-    raise ValueError("the key is encrypted; give one without a passphrase")
+    os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
+    directory = os.path.join(config.data_dir, "fixtures", side)
+    cert, key = os.path.join(directory, "cert.pem"), os.path.join(directory, "key.pem")
+    if not still_valid(cert) or not os.path.exists(key):
+        hosts = [urlsplit(url).hostname or "localhost" for url in urls]
+        make_self_signed(directory, cert, key, hosts)
+    return cert, key

@@ -13,7 +13,7 @@ from oarlock.api.limits import Limits
 from oarlock.api.metrics import Metrics
 from oarlock.api.server import ApiServer, start_api
 from oarlock.cli.client_auth import auth_options
-from oarlock.cli.client_tls import client_tls
+from oarlock.cli.client_tls import client_tls, peer_tls
 from oarlock.cli.lifecycle import HaltedError, live
 from oarlock.config import ServerConfig
 from oarlock.config.validate import retained_ms, retained_revisions
@@ -25,7 +25,6 @@ from oarlock.node.backend import NodeBackend
 from oarlock.node.bootstrap import NodeOptions, start_node
 from oarlock.node.replica import MemberLimits
 from oarlock.node.runtime import Node
-from oarlock.transport.tls import PeerTls
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +74,6 @@ def limits_of(config: ServerConfig) -> Limits:
 
 def node_options(config: ServerConfig) -> NodeOptions:
     """The node's options. Raises `ConfigurationError` for certificates that other members would not accept."""
-    tls = None
-    if config.peer_cert_file:
-        tls = PeerTls(config.peer_cert_file, config.peer_key_file, config.peer_trusted_ca_file)
-        tls.check(config.name)
     return NodeOptions(
         name=config.name,
         data_dir=config.data_dir,
@@ -95,7 +90,7 @@ def node_options(config: ServerConfig) -> NodeOptions:
         lease_reads=config.read_mode == "lease",
         inline_sync=config.inline_sync,
         limits=MemberLimits(snapshot_entries=config.snapshot_count),
-        tls=tls,
+        tls=peer_tls(config),
     )
 
 

@@ -22,6 +22,7 @@ from oarlock.config.values import (
     SIZE,
     TEXT,
     URLS,
+    WORDS,
     Cluster,
     Kind,
 )
@@ -336,7 +337,23 @@ class ServerConfig:
         BOOL, False, "Ask clients for a certificate signed by `--trusted-ca-file`.", section="security"
     )
     trusted_ca_file: str = _option(
-        PATH, "", "The authority (PEM) that signs clients' certificates.", section="security"
+        PATH,
+        "",
+        "The authority (PEM) that signs clients' certificates. As in etcd, clients must show one once it is given.",
+        section="security",
+    )
+    client_crl_file: str = _option(
+        PATH,
+        "",
+        "Clients' certificates that are revoked: a list (PEM) of the authority in `--trusted-ca-file`.",
+        section="security",
+    )
+    auto_tls: bool = _option(
+        BOOL,
+        False,
+        "Make a self-signed certificate for clients in the data directory if none is given (needs `oarlock[pki]`). It "
+        "hides what is said from whoever listens, and proves nothing.",
+        section="security",
     )
     auth_token: str = _option(
         TEXT,
@@ -394,6 +411,44 @@ class ServerConfig:
     )
     peer_trusted_ca_file: str = _option(
         PATH, "", "The authority (PEM) that signs members' certificates.", section="security"
+    )
+    peer_crl_file: str = _option(
+        PATH,
+        "",
+        "Members' certificates that are revoked: a list (PEM) of the authority in `--peer-trusted-ca-file`.",
+        section="security",
+    )
+    peer_auto_tls: bool = _option(
+        BOOL,
+        False,
+        "Make a self-signed certificate for the other members if none is given (needs `oarlock[pki]`). Connections are "
+        "encrypted, and nobody proves which member he is.",
+        section="security",
+    )
+    peer_cert_allowed_cn: str = _option(
+        TEXT,
+        "",
+        "The common name that every member's certificate must have, besides carrying its member's name.",
+        section="security",
+    )
+    tls_min_version: str = _option(
+        TEXT, "TLS1.2", "The oldest version of TLS spoken.", section="security", choices=("TLS1.2", "TLS1.3"),
+        aliases={"": "TLS1.2"},
+    )  # fmt: skip
+    tls_max_version: str = _option(
+        TEXT,
+        "",
+        "The newest version of TLS spoken.",
+        section="security",
+        choices=("", "TLS1.2", "TLS1.3"),
+        default_text="the newest there is",
+    )
+    cipher_suites: tuple[str, ...] = _option(
+        WORDS,
+        (),
+        "Cipher suites of TLS 1.2 that are permitted, by etcd's names; those of TLS 1.3 cannot be chosen.",
+        section="security",
+        default_text="OpenSSL's own choice",
     )
 
     # -- observing
@@ -483,13 +538,10 @@ CONFIG_FILE = Option(
 # default): with it the flag is accepted, so that existing units and manifests work; with any other the server refuses
 # to start rather than run without what was asked for.
 ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
-    "auto-tls": ("false",),
     "backend-batch-interval": ("", "0", "0s"),
     "backend-batch-limit": ("0",),
     "backend-bbolt-freelist-type": ("map", "array"),
-    "cipher-suites": ("",),
     "client-cert-allowed-hostname": ("",),
-    "client-crl-file": ("",),
     "cors": ("*", ""),
     "discovery": ("",),
     "discovery-proxy": ("",),
@@ -504,10 +556,7 @@ ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
     "max-snapshots": ("5", "0"),
     "max-wals": ("5", "0"),
     "metrics": ("basic",),
-    "peer-auto-tls": ("false",),
-    "peer-cert-allowed-cn": ("",),
     "peer-cert-allowed-hostname": ("",),
-    "peer-crl-file": ("",),
     "unsafe-no-fsync": ("false",),
     "wal-dir": ("",),
 }

@@ -6,7 +6,8 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from oarlock.config.auth_token import parse_auth_token
-from oarlock.config.load import Loaded
+from oarlock.config.cipher_suites import CIPHER_SUITES
+from oarlock.config.load import Loaded, nearest
 from oarlock.config.options import (
     DEFAULT_PEER_URL,
     ELECTION_PER_HEARTBEAT_MIN,
@@ -141,33 +142,54 @@ def _check_cluster(config: ServerConfig) -> None:
 
 
 def _check_tls(config: ServerConfig) -> None:
-    for prefix, listens, authenticate, authority in (
-        ("", config.listen_client_urls, config.client_cert_auth, config.trusted_ca_file),
-        ("peer-", config.listen_peer_urls, config.peer_client_cert_auth, config.peer_trusted_ca_file),
-    ):
+    for prefix, listens, authenticate, authority, revoked, automatic in (
+        ("", config.listen_client_urls, config.client_cert_auth, config.trusted_ca_file, config.client_crl_file,
+         config.auto_tls),
+        ("peer-", config.listen_peer_urls, config.peer_client_cert_auth, config.peer_trusted_ca_file,
+         config.peer_crl_file, config.peer_auto_tls),
+    ):  # fmt: skip
         cert, key = (config.peer_cert_file, config.peer_key_file) if prefix else (config.cert_file, config.key_file)
         if bool(cert) != bool(key):
             have, lack = ("cert", "key") if cert else ("key", "cert")
             raise ConfigurationError(f"{prefix}{have}-file is given without {prefix}{lack}-file: TLS needs both")
         secure = urlsplit(listens[0]).scheme == "https"
         which = "listen-peer-urls" if prefix else "listen-client-urls"
-        if secure and not cert:
+        if secure and not cert and not automatic:
             raise ConfigurationError(f"{which} is https, which needs {prefix}cert-file and {prefix}key-file")
-        if cert and not secure:
+        if (cert or automatic) and not secure:
+            given = f"{prefix}cert-file" if cert else f"{prefix}auto-tls"
             raise ConfigurationError(
-                f"{prefix}cert-file is given, but {which} is http: write https there, or leave the certificate out"
+                f"{given} is given, but {which} is http: write https there, or leave the certificate out"
             )
         option = f"{prefix}client-cert-auth"
         if authenticate and not secure:
             raise ConfigurationError(f"{option} is on, but {which} is http: nobody could be asked for a certificate")
         if authenticate and not authority:
             raise ConfigurationError(f"{option} is on, which needs {prefix}trusted-ca-file")
-        if authority and not cert:
+        if authority and not (cert or (automatic and not prefix)):
             raise ConfigurationError(f"{prefix}trusted-ca-file is given without {prefix}cert-file: TLS needs both")
+        if revoked and not authority:
+            crl = "peer-crl-file" if prefix else "client-crl-file"
+            raise ConfigurationError(
+                f"{crl} is given without {prefix}trusted-ca-file: nobody is asked for a certificate"
+            )
     if config.peer_cert_file and not config.peer_trusted_ca_file:
         raise ConfigurationError(
             "peer-cert-file is given without peer-trusted-ca-file: members always check each other's certificates"
         )
+    if config.peer_cert_allowed_cn and not config.peer_cert_file:
+        raise ConfigurationError("peer-cert-allowed-cn is given without peer-cert-file: members show no certificates")
+    for name in config.cipher_suites:
+        if name not in CIPHER_SUITES:
+            raise ConfigurationError(
+                f"cipher-suites: {name!r} is not known{nearest(name, CIPHER_SUITES)}; those of TLS 1.3 cannot be chosen"
+            )
+    if config.tls_max_version and config.tls_max_version < config.tls_min_version:
+        raise ConfigurationError(
+            f"tls-max-version is {config.tls_max_version}, below tls-min-version {config.tls_min_version}"
+        )
+    if config.cipher_suites and config.tls_min_version == "TLS1.3":
+        raise ConfigurationError("cipher-suites are of TLS 1.2, and tls-min-version is TLS1.3: leave one out")
     if urlsplit(config.listen_peer_urls[0]).scheme != urlsplit(config.initial_advertise_peer_urls[0]).scheme:
         raise ConfigurationError("listen-peer-urls and initial-advertise-peer-urls must both be http or both be https")
 

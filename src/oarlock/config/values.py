@@ -181,6 +181,15 @@ def parse_names(value: object) -> tuple[str, ...]:
     return tuple(str(text) for text in texts)
 
 
+def parse_words(value: object) -> tuple[str, ...]:
+    """Comma-separated words, or a list of them; empty for none."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return tuple(value)
+    _bad("a comma-separated list of words", value)
+
+
 def check_member_name(name: str) -> None:
     if not name:
         raise ValueError("a member's name must not be empty")
@@ -280,5 +289,6 @@ SIZE = Kind("size", "BYTES", parse_size)
 MILLISECONDS = Kind("milliseconds", "MS", parse_milliseconds)
 DURATION = Kind("duration", "DURATION", parse_duration, show_duration)
 URLS = Kind("URLs", "URL,URL", parse_urls, show_urls)
+WORDS = Kind("words", "WORD,WORD", parse_words, show_urls)
 NAMES = Kind("host names", "NAME,NAME", parse_names, show_urls)
 CLUSTER = Kind("members", "NAME=URL,NAME=URL", parse_cluster, show_cluster)

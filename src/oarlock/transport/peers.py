@@ -36,7 +36,7 @@ from oarlock.transport.handshake import (
 from oarlock.transport.limits import LimitedLog, TransportLimits
 from oarlock.transport.roster import Ask, Roster
 from oarlock.transport.sockets import bind, parse_url, resolve, tune
-from oarlock.transport.tls import PeerTls, carries, member_uri, show_names
+from oarlock.transport.tls import PeerTls
 from oarlock.transport.wire import BULK_TYPES, PROTOCOL_MAJOR_MAX, PROTOCOL_MAJOR_MIN, encode_frame
 
 OnMessages = Callable[[int, list[tuple[int, Message]]], None]
@@ -503,13 +503,9 @@ class Transport:
             return Refusal("protocol", "this member does not tell who the members are")
         if connection.secure and self._tls is not None and self._tls.verifies:
             assert connection.transport is not None
-            certificate = connection.transport.get_extra_info("peercert")
-            if not carries(certificate, ask.name):
-                return Refusal(
-                    "certificate",
-                    f"the certificate of whoever asks does not carry the name {ask.name!r}: its subjectAltName needs "
-                    f"URI:{member_uri(ask.name)} or DNS:{ask.name}, and has {show_names(certificate)}",
-                )
+            why = self._tls.why_not(connection.transport.get_extra_info("peercert"), ask.name)
+            if why is not None:
+                return Refusal("certificate", f"whoever asks says that he is {ask.name!r}: {why}")
         return self._roster()
 
     def _stranger(self, theirs: Hello, refusal: Refusal) -> Refusal | None:
@@ -525,15 +521,11 @@ class Transport:
 
     def _judge_certificate(self, connection: Connection, theirs: Hello, known: PeerAddress | None) -> Refusal | None:
         """Whether the certificate, whose signature TLS has checked, is that of the member who says hello."""
-        assert connection.transport is not None
+        assert connection.transport is not None and self._tls is not None
         certificate = connection.transport.get_extra_info("peercert")
         name = known.name if known is not None and known.name else theirs.name
-        if not carries(certificate, name):
-            return Refusal(
-                "certificate",
-                f"the certificate of member {theirs.member_id:x} does not carry its name {name!r}: its subjectAltName "
-                f"needs URI:{member_uri(name)} or DNS:{name}, and has {show_names(certificate)}",
-            )
+        if (why := self._tls.why_not(certificate, name)) is not None:
+            return Refusal("certificate", f"member {theirs.member_id:x} ({name}): {why}")
         if theirs.name != name:
             return Refusal(
                 "name", f"member {theirs.member_id:x} is {name!r} in the configuration, and says {theirs.name!r}"

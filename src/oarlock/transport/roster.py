@@ -21,7 +21,7 @@ from oarlock.transport.handshake import NAME_CHARS_MAX, PeerRefused, decode_refu
 from oarlock.transport.limits import TransportLimits
 from oarlock.transport.shapes import U64
 from oarlock.transport.sockets import parse_url, resolve
-from oarlock.transport.tls import PeerTls, carries, show_names
+from oarlock.transport.tls import PeerTls
 from oarlock.transport.wire import (
     PROTOCOL_MAJOR_MAX,
     PROTOCOL_MAJOR_MIN,
@@ -160,13 +160,8 @@ async def _ask_on(
         if number != ROSTER:
             raise ProtocolViolation(url, f"a frame of type {number} in place of the members")
         roster: Roster = _decode(_roster, url, body)
-        if tls is not None and tls.verifies:
-            certificate = writer.get_extra_info("peercert")
-            if not carries(certificate, roster.name):
-                raise ssl.SSLCertVerificationError(
-                    f"the certificate at {url} does not carry the name {roster.name!r} of the member that answered; "
-                    f"it has {show_names(certificate)}"
-                )
+        if tls is not None and (why := tls.why_not(writer.get_extra_info("peercert"), roster.name)) is not None:
+            raise ssl.SSLCertVerificationError(f"the member at {url} says that it is {roster.name!r}: {why}")
         return roster
     finally:
         writer.close()

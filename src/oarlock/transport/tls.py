@@ -8,20 +8,16 @@ another member's, could otherwise speak for every member.
 
 from __future__ import annotations
 
-import logging
-import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote
 
 from oarlock.errors import ConfigurationError
+from oarlock.transport.tls_files import TlsFiles, TlsSource, handshake
 
 MEMBER_URI: Final = "oarlock://member/"
-
-_log = logging.getLogger(__name__)
-_Stamp = tuple[tuple[int, int, int], ...]
 
 
 def member_uri(name: str) -> str:
@@ -56,34 +52,64 @@ class PeerTls:
     """The files of this member: PEM certificate (chain), its key, and the authority that signs all members.
 
     Constructing it reads them: `ConfigurationError` names the file that cannot be used. They are read again when they
-    change on disk, for connections made afterwards; files that cannot be read then leave the present ones in use.
+    change on disk (`tls_files`). `crl_file` lists revoked certificates. `allowed_cn`: the subject's common name that
+    every certificate must have, besides its member's name. `unverified`: connections are encrypted and nobody proves
+    who he is (etcd's --peer-auto-tls).
     """
 
     cert_file: str
     key_file: str
-    ca_file: str
-    _server: ssl.SSLContext = field(init=False, repr=False)
-    _client: ssl.SSLContext = field(init=False, repr=False)
-    _stamp: _Stamp = field(init=False, repr=False)
+    ca_file: str = ""
+    crl_file: str = ""
+    allowed_cn: str = ""
+    unverified: bool = False
+    minimum: str = "TLS1.2"
+    maximum: str = ""
+    ciphers: Sequence[str] = ()
+    _source: TlsSource = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._stamp = self._stamps()
-        self._server, self._client = self._read()
+        files = TlsFiles(
+            prefix="peer-",
+            cert_file=self.cert_file,
+            key_file=self.key_file,
+            ca_file=self.ca_file,
+            crl_file=self.crl_file,
+            verify=not self.unverified,
+            minimum=self.minimum,
+            maximum=self.maximum,
+            ciphers=self.ciphers,
+        )
+        self._source = TlsSource(files)
 
     @property
     def verifies(self) -> bool:
         """Whether certificates are checked, and must carry the names of members."""
-        return True
+        return not self.unverified
 
     def server_context(self) -> ssl.SSLContext:
         """For connections that come in."""
-        self._maybe_reload()
-        return self._server
+        return self._source.server_context()
 
     def client_context(self) -> ssl.SSLContext:
         """For connections that we make."""
-        self._maybe_reload()
-        return self._client
+        return self._source.client_context()
+
+    def why_not(self, certificate: Mapping[str, Any] | None, name: str) -> str | None:
+        """Why a certificate, whose signature was checked, is not one of the member `name`; None if it is.
+
+        Asked on both sides of every connection between members, whatever it is for.
+        """
+        if self.unverified:
+            return None
+        if not carries(certificate, name):
+            return (
+                f"the certificate does not carry the name {name!r}: its subjectAltName needs "
+                f"URI:{member_uri(name)} or DNS:{name}, and has {show_names(certificate)}"
+            )
+        if self.allowed_cn and self.allowed_cn not in (found := common_names(certificate)):
+            return f"peer-cert-allowed-cn is {self.allowed_cn!r}, and the certificate has {', '.join(found) or 'none'}"
+        return None
 
     def check(self, name: str) -> None:
         """Shake hands with ourselves, so that a wrong certificate is found at start and not by every peer.
@@ -91,78 +117,18 @@ class PeerTls:
         Raises `ConfigurationError` when our certificate is not one that our own authority signed, for both sides of a
         connection, for the member `name`.
         """
-        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = self._client.wrap_bio(to_client, to_server, server_hostname="localhost")
-        server = self._server.wrap_bio(to_server, to_client, server_side=True)
-        waiting = [client, server]
         try:
-            for _ in range(8):  # flights of a handshake; TLS 1.2 needs the most, four
-                waiting = [side for side in waiting if not _advance(side)]
+            _, client = handshake(self._source.server_context(), self._source.client_context())
         except ssl.SSLError as error:
             raise ConfigurationError(
                 f"the peer certificate {self.cert_file} would not be accepted by other members: {error}; it must be "
                 f"signed by {self.ca_file}, be valid now, and allow both serverAuth and clientAuth"
             ) from error
-        assert not waiting, "a handshake in memory did not end"
-        if not carries(client.getpeercert(), name):
-            raise ConfigurationError(
-                f"the peer certificate {self.cert_file} does not carry the name of this member: its subjectAltName "
-                f"needs URI:{member_uri(name)} or DNS:{name}, and has {show_names(client.getpeercert())}"
-            )
-
-    def _stamps(self) -> _Stamp:
-        stamps = []
-        for option, path in (("certificate", self.cert_file), ("key", self.key_file), ("authority", self.ca_file)):
-            try:
-                status = os.stat(path)
-            except OSError as error:
-                raise ConfigurationError(f"the peer {option} file {path} cannot be read: {error.strerror}") from error
-            stamps.append((status.st_mtime_ns, status.st_ino, status.st_size))
-        return tuple(stamps)
-
-    def _read(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-        contexts = []
-        for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
-            context = ssl.SSLContext(protocol)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            context.check_hostname = False  # addresses move; the member's name is what counts, and is checked by us
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-            try:
-                context.load_verify_locations(cafile=self.ca_file)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigurationError(
-                    f"the peer authority file {self.ca_file} has no usable certificate: {error}"
-                ) from error
-            try:
-                context.load_cert_chain(self.cert_file, self.key_file, password=_no_password)
-            except (OSError, ssl.SSLError, ValueError) as error:
-                raise ConfigurationError(
-                    f"the peer certificate {self.cert_file} with key {self.key_file} cannot be used: {error}"
-                ) from error
-            contexts.append(context)
-        return contexts[0], contexts[1]
-
-    def _maybe_reload(self) -> None:
-        try:
-            stamp = self._stamps()
-            if stamp == self._stamp:
-                return
-            self._server, self._client = self._read()
-            self._stamp = stamp
-            _log.info('peer certificates read again cert="%s"', self.cert_file)
-        except ConfigurationError as error:
-            _log.warning('peer certificates changed and cannot be used; the former ones stay error="%s"', error)
+        if (why := self.why_not(client.getpeercert(), name)) is not None:
+            raise ConfigurationError(f"peer-cert-file {self.cert_file} is not for this member: {why}")
 
 
-def _no_password() -> str:
-    raise ValueError("the key is encrypted; give a key without a passphrase, readable by the member only")
-
-
-def _advance(side: ssl.SSLObject) -> bool:
-    """One step of a handshake in memory; whether it is done."""
-    try:
-        side.do_handshake()
-    except ssl.SSLWantReadError:
-        return False
-    return True
+def common_names(certificate: Mapping[str, Any] | None) -> list[str]:
+    """The common names of a certificate's subject."""
+    parts = (certificate or {}).get("subject", ())
+    return [value for part in parts for kind, value in part if kind == "commonName"]

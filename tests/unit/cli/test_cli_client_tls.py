@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 from oarlock.cli.client_tls import client_tls
 from oarlock.config import ServerConfig
 from oarlock.errors import ConfigurationError
+from oarlock.transport.tls_files import FollowingContext
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +44,17 @@ def test_without_a_certificate_there_is_no_tls() -> None:
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_the_flag_makes_client_certificates_compulsory(files: Path, required: bool) -> None:
+def test_an_authority_or_the_flag_makes_client_certificates_compulsory(files: Path, required: bool) -> None:
     cert, key = str(files / "cert.pem"), str(files / "key.pem")
     context = client_tls(ServerConfig(cert_file=cert, key_file=key, trusted_ca_file=cert, client_cert_auth=required))
-    assert context is not None
-    assert context.verify_mode is (ssl.CERT_REQUIRED if required else ssl.CERT_NONE)
-    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert isinstance(context, FollowingContext)
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    inner = context.source.server_context()
+    assert inner.verify_mode is ssl.CERT_REQUIRED
+    assert inner.minimum_version >= ssl.TLSVersion.TLSv1_2
+    plain = client_tls(ServerConfig(cert_file=cert, key_file=key))
+    assert plain is not None
+    assert plain.verify_mode is ssl.CERT_NONE
 
 
 @pytest.mark.parametrize(

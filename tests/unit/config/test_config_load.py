@@ -48,6 +48,7 @@ def test_every_option_can_be_given_in_every_way(option: object, tmp_path: Path) 
         "duration": "7s",
         "URLs": "http://a:1,http://b:2",
         "host names": "a.example.org,b",
+        "words": "a,b",
         "members": "a=http://a:1,b=http://b:2",
     }[entry.kind.name]
     if entry.choices:
@@ -95,7 +96,7 @@ def test_the_file_can_be_named_in_the_environment(tmp_path: Path) -> None:
         ({"config-file": ""}, {}, "names no file"),
         ({"config-file": "/nonexistent/x.toml"}, {}, "cannot read /nonexistent/x.toml .*No such file"),
         ({"wal-dir": "/fast"}, {}, "does not have this option of etcd"),
-        ({}, {"ETCD_AUTO_TLS": "true"}, "does not have this option of etcd"),
+        ({}, {"ETCD_ENABLE_V2": "true"}, "does not have this option of etcd"),
     ],
 )
 def test_what_is_wrong_is_named(flags: dict[str, str], environ: dict[str, str], says: str) -> None:

@@ -112,7 +112,7 @@ def test_a_certificate_of_another_member_is_refused_in_both_directions(
             a.transport.set_peers([PeerAddress(2, "m2", tuple(b.urls))])
             b.transport.set_peers([a.address])
             await kit.until(lambda: b.transport.stats()[1].last_error and a.transport.stats()[2].last_error)
-            assert "the certificate of member 2 does not carry its name 'm2'" in b.transport.stats()[1].last_error
+            assert "the certificate does not carry the name 'm2'" in b.transport.stats()[1].last_error
             assert "DNS:client.test, URI:oarlock://member/m3" in a.transport.stats()[2].last_error
             assert not a.connected and a.messages == []
             a.send(2, BEAT)
@@ -131,7 +131,7 @@ def test_a_member_cannot_take_another_ones_place_under_its_own_name(run: Run, ki
             b.transport.set_peers([a.address])
             # As member 2, whose name is known; as one whose name is not, while m3 is somebody else.
             a.transport.set_peers([PeerAddress(2, "m2", ())])
-            await kit.until(lambda: "does not carry its name 'm2'" in b.transport.stats()[1].last_error)
+            await kit.until(lambda: "does not carry the name 'm2'" in b.transport.stats()[1].last_error)
             a.transport.set_peers([PeerAddress(2, "", ()), PeerAddress(3, "m3", ())])
             await kit.until(lambda: "the name 'm3' is that of member 3" in b.transport.stats()[1].last_error)
             a.transport.set_peers([PeerAddress(2, "", ())])
@@ -155,7 +155,7 @@ def test_a_stranger_that_is_admitted_still_needs_its_certificate(run: Run, kit: 
             d.transport.set_peers([a.address])
             x.transport.set_peers([a.address])
             await kit.until(lambda: a.connected == [(4, 1004)])
-            await kit.until(lambda: "does not carry its name 'm5'" in x.transport.stats()[1].last_error)
+            await kit.until(lambda: "does not carry the name 'm5'" in x.transport.stats()[1].last_error)
             assert a.connected == [(4, 1004)]
 
     run(test)
@@ -255,16 +255,17 @@ def test_a_plain_url_beside_a_certificate_is_an_error(run: Run, kit: Any, author
 
 def test_a_wrong_certificate_is_found_at_start(kit: Any, authority: Authority, tmp_path: Path) -> None:
     cases = [
-        (authority.issue("other", uri("m2")), "does not carry the name of this member.*URI:oarlock://member/m1"),
+        (authority.issue("other", uri("m2")), "not for this member.*does not carry the name.*URI:oarlock://member/m1"),
         (authority.issue("none"), "has none"),
         (authority.issue("server", uri("m1"), usages=BOTH[:1]), "allow both serverAuth and clientAuth"),
         (authority.issue("client", uri("m1"), usages=BOTH[1:]), "allow both serverAuth and clientAuth"),
-        (authority.issue("old", uri("m1"), days=-1), "would not be accepted by other members.*be valid now"),
         (PeerTls(*map(str, Authority(tmp_path, "foreign").write("f", uri("m1"))), str(authority.ca)), "signed by"),
     ]
     for tls, text in cases:
         with pytest.raises(ConfigurationError, match=text):
             kit.Node(1, tls=tls)
+    with pytest.raises(ConfigurationError, match="has expired; issue a new one"):
+        authority.issue("old", uri("m1"), days=-1)
     authority.issue("good", uri("m1")).check("m1")
 
 
@@ -276,13 +277,13 @@ def test_files_that_cannot_be_used_are_named(authority: Authority, tmp_path: Pat
     empty.touch()
     ca, missing = str(authority.ca), str(tmp_path / "missing")
     for files, text in [
-        ((missing, key, ca), "certificate file .*missing cannot be read"),
-        ((cert, missing, ca), "key file .*missing cannot be read"),
-        ((cert, key, missing), "authority file .*missing cannot be read"),
-        ((cert, key, str(empty)), "authority file .*empty has no usable certificate"),
-        ((cert, other_key, ca), "with key .*b-key.pem cannot be used"),
+        ((missing, key, ca), "peer-cert-file .*missing cannot be read"),
+        ((cert, missing, ca), "peer-key-file .*missing cannot be read"),
+        ((cert, key, missing), "peer-trusted-ca-file .*missing cannot be read"),
+        ((cert, key, str(empty)), "peer-trusted-ca-file .*empty has no usable certificate"),
+        ((cert, other_key, ca), "b-key.pem is not the key of peer-cert-file"),
         ((cert, locked, ca), "the key is encrypted"),
-        ((str(empty), key, ca), "empty with key"),
+        ((str(empty), key, ca), "empty with peer-key-file"),
     ]:
         with pytest.raises(ConfigurationError, match=text):
             PeerTls(*files)
