@@ -349,12 +349,13 @@ class MachineReference:
     def _copy(self, index: Index) -> None:
         """Through dump and load, the state must come out as it went in."""
         application = self._application
-        before = application.digest(self._machine)
-        if before == NO_DIGEST:
-            return
+        chunks = list(self._machine.capture().chunks())
         copy = GuardedMachine(application)
-        copy.restore(index, self._machine.capture().chunks())
+        copy.restore(index, chunks)
+        before = application.digest(self._machine)
         after = application.digest(copy)
+        if before == NO_DIGEST and b"".join(copy.capture().chunks()) != b"".join(chunks):
+            raise Violation("RESTORE", f"at {index} a machine that restored a capture gives another capture")
         if after != before:
             raise Violation(
                 "RESTORE",

@@ -58,6 +58,8 @@ _MEANING: Final[dict[str, str]] = {
     "ORDER": "the result depends on PYTHONHASHSEED: something goes through a set, or uses hash()",
 }  # fmt: skip
 
+_OURS: Final = "a promise of Oarlock itself is broken, which no machine should be able to do: please report it, with the replay file"
+
 W = TypeVar("W", bound=type[Workload])
 
 
@@ -96,9 +98,7 @@ class Report:
         if not self.failed:
             return f"{done}\nevery invariant held; {self.hash_order}"
         lines = [f"seed {self.seed} of {self.workload} failed: {self.what}"]
-        meaning = _MEANING.get(self.invariant)
-        if meaning:
-            lines += ["", f"what that means: {meaning}"]
+        lines += ["", f"what that means: {_MEANING.get(self.invariant, _OURS)}"]
         lines += [f"a hint: {hint}" for hint in self.hints]
         if self.shrunk is not None:
             lines += ["", f"made shorter: {self.turns} turns of members are left"]

@@ -293,6 +293,88 @@ def test_a_load_that_makes_another_state() -> None:
     assert "after dump and load" in report.text()
 
 
+class Plain:
+    """A machine that is no `VolatileMachine`: a list of everything that came."""
+
+    durable = False
+    applied_index = 0
+
+    def __init__(self) -> None:
+        self.items: list[bytes] = []
+        self.annex: dict[bytes, bytes] = {}
+
+    def apply(self, context: Context, commands: Sequence[bytes]) -> list[object]:
+        self.items += commands
+        self.applied_index = context.index
+        first = len(self.items) - len(commands) + 1
+        return list(range(first, first + len(commands)))
+
+    def capture(self) -> Any:
+        return PlainCapture(self.applied_index, json.dumps([
+            [item.decode() for item in self.items], [[k.hex(), v.hex()] for k, v in self.annex_items()]
+        ]).encode())  # fmt: skip
+
+    def restore(self, index: int, chunks: Iterable[bytes]) -> None:
+        items, annex = json.loads(b"".join(chunks))
+        self.items = [item.encode() for item in items]
+        self.annex = {bytes.fromhex(key): bytes.fromhex(value) for key, value in annex}
+        self.applied_index = index
+
+    def annex_get(self, key: bytes) -> bytes | None:
+        return self.annex.get(key)
+
+    def annex_put(self, key: bytes, value: bytes) -> None:
+        self.annex[key] = value
+
+    def annex_delete(self, key: bytes) -> None:
+        self.annex.pop(key, None)
+
+    def annex_items(self) -> list[tuple[bytes, bytes]]:
+        return sorted(self.annex.items())
+
+    def close(self) -> None:
+        self.items = []
+
+
+class PlainCapture:
+    def __init__(self, index: int, data: bytes) -> None:
+        self.index = index
+        self._data = data
+
+    def chunks(self) -> Iterable[bytes]:
+        yield self._data
+
+    def close(self) -> None: ...
+
+
+class Forgetful(Plain):
+    def restore(self, index: int, chunks: Iterable[bytes]) -> None:
+        super().restore(index, chunks)
+        self.items = self.items[1:]
+
+
+class PlainWorkload(Workload):
+    machine = Plain
+
+    def command(self, choose: Choose) -> bytes:
+        return b"%d.%d" % (choose.client, choose.unique())
+
+    def read(self, machine: Any, query: object) -> object:
+        return len(machine.items)
+
+
+def test_a_plain_machine() -> None:
+    report = run(PlainWorkload, seeds=4, events=250)
+    assert not report.failed, report.text()
+
+    class Bad(PlainWorkload):
+        machine = Forgetful
+
+    broken = found(Bad)
+    assert broken.invariant in ("RESTORE", "HASH", "LIN", "READ")
+    assert "`items` is" in broken.text()
+
+
 def test_a_read_that_writes() -> None:
     class Writes(Base):
         def read(self, machine: Any, query: str) -> object:
