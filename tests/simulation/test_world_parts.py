@@ -117,6 +117,24 @@ def test_the_durable_store_shows_its_last_completed_checkpoint() -> None:
     assert again.revision == 2
 
 
+def test_a_paused_member_goes_on_when_the_world_heals() -> None:
+    """It stayed still until its pause would have ended, long after the heal: the others elected somebody else, and a
+    healthy group seemed to be restless."""
+    from oarlock.sim.world.world import World
+
+    world = World(208, off=frozenset(CLASSES))
+    world._advance(lambda: world.leader() is not None, 100 * world.swarm.timeout, 10_000)
+    leader = world.leader()
+    assert leader is not None
+    term = leader.core.current_term
+    leader.paused_until = world.now + 50 * world.swarm.timeout
+    world._advance(lambda: False, world.now + 2 * world.swarm.heartbeat, 10_000)
+    world._heal()
+    world._advance(lambda: False, world.now + 5 * world.swarm.timeout, 100_000)
+    assert world.leader() is leader
+    assert leader.core.current_term == term
+
+
 # ---------------------------------------------------------------- the command
 
 

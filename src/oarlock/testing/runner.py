@@ -58,7 +58,10 @@ _MEANING: Final[dict[str, str]] = {
     "ORDER": "the result depends on PYTHONHASHSEED: something goes through a set, or uses hash()",
 }  # fmt: skip
 
-_OURS: Final = "a promise of Oarlock itself is broken, which no machine should be able to do: please report it, with the replay file"
+_OURS: Final = (
+    "a promise of Oarlock itself is broken, which no machine should be able to do: please report it, with the replay "
+    "file"
+)
 
 W = TypeVar("W", bound=type[Workload])
 

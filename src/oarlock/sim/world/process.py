@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from oarlock.errors import Corrupt, Outcome, RaftError, StorageError
 from oarlock.node.replica import Member
@@ -96,6 +96,7 @@ class Process:
         self.life = 0
         self.boot = 0
         self.paused_until = 0
+        self._waiting: list[tuple[Callable[..., None], Any]] = []  # put off until it goes on
         self.broken = ""  # why it will never start again
         self.halted = ""  # why the member stopped itself
         self.rotten = False  # rot was put on its disk
@@ -308,6 +309,7 @@ class Process:
         self._queue, self._group = [], []
         self._begun = {}
         self._turn_due = False
+        self._waiting = []
         self._timer_at = -1
         for lane in self._lanes:
             lane.clear()
@@ -358,12 +360,34 @@ class Process:
             self._turn_due = True
             self.world.at(self.world.now + self.cpu, self._turn, self.life)
 
+    def _put_off(self, what: Callable[..., None], argument: Any) -> None:
+        """The process stands still: this happens when it goes on."""
+        if not self._waiting:
+            self.world.at(self.paused_until, self._go_on, self.life)
+        self._waiting.append((what, argument))
+
+    def _go_on(self, life: int) -> None:
+        if life != self.life:
+            return
+        world = self.world
+        if world.now < self.paused_until:  # another pause began meanwhile
+            world.at(self.paused_until, self._go_on, life)
+            return
+        waiting, self._waiting = self._waiting, []
+        for what, argument in waiting:
+            world.at(world.now, what, argument)
+
+    def unpause(self) -> None:
+        """Go on now, with everything that was put off."""
+        self.paused_until = 0
+        self._go_on(self.life)
+
     def _turn(self, life: int) -> None:
         if life != self.life:
             return
         world = self.world
         if world.now < self.paused_until:
-            world.at(self.paused_until, self._turn, life)
+            self._put_off(self._turn, life)
             return
         if world.outranked(self):
             world.at(world.now + self.cpu, self._turn, life)
@@ -586,7 +610,7 @@ class Process:
             return
         world = self.world
         if world.now < self.paused_until:
-            world.at(self.paused_until, self._synced, life)
+            self._put_off(self._synced, life)
             return
         assert self._wal is not None
         try:
@@ -635,7 +659,7 @@ class Process:
             return
         world = self.world
         if world.now < self.paused_until:
-            world.at(self.paused_until, self._job, which)
+            self._put_off(self._job, which)
             return
         jobs = self._lanes[lane]
         try:

@@ -324,7 +324,7 @@ class World:
         for client in self.clients:
             client.stopped = True
         for process in list(self.processes.values()):
-            process.paused_until = 0
+            process.unpause()
             process.cpu = self.swarm.cpu
             process.clock.thaw(self.now)
             process.repair()
