@@ -110,3 +110,18 @@ def test_failures_of_the_backend(run: Any, serving: Any) -> None:
             assert answer.text == "etcdserver: rpc not supported for learner"
 
     run(work())
+
+
+def test_a_keep_alive_stream_that_wants_a_leader_ends_without_one(run: Any, serving: Any) -> None:
+    async def work() -> None:
+        async with serving("ngh2", leaderless_s=0.01) as served, await H2Client.connect(served.url) as client:
+            stream_id = client.start("/etcdserverpb.Lease/LeaseKeepAlive", [(b"hasleader", b"true")])
+            await served.until(lambda: served.server.open_streams == 1, "the stream")
+            served.backend.leader = 0
+            for _ in range(3):
+                served.server.service.refresh()
+                await asyncio.sleep(0.02)
+            answer = await client.finish(stream_id)
+            assert (answer.code, answer.text) == (Code.UNAVAILABLE, "etcdserver: no leader")
+
+    run(work())

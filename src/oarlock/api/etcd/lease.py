@@ -14,6 +14,7 @@ from oarlock.api.etcd.codec import varint
 from oarlock.api.etcd.context import ServiceContext, fail
 from oarlock.api.etcd.parsing import parse
 from oarlock.api.etcd.tokens import Identity
+from oarlock.api.etcd.watch import WatchPump
 from oarlock.api.grpc import Call, Method, RpcError, StreamCall
 from oarlock.errors import RaftError
 from oarlock.machines.kv.commands import KvError, Refused
@@ -38,8 +39,9 @@ _LeaseLeasesResponse = proto.message("etcdserverpb.LeaseLeasesResponse")
 class LeaseService:
     """LeaseGrant, LeaseRevoke, LeaseKeepAlive, LeaseTimeToLive, LeaseLeases."""
 
-    def __init__(self, context: ServiceContext) -> None:
+    def __init__(self, context: ServiceContext, pump: WatchPump) -> None:
         self._context = context
+        self._pump = pump
         self._backend = context.backend
         self._kv = context.kv
         self._header = context.header
@@ -96,6 +98,13 @@ class LeaseService:
     # -- keep-alive
     async def _keep_alive(self, call: StreamCall) -> None:
         self._context.may_serve(call)
+        self._pump.watch_leader(call)
+        try:
+            await self._keep_all_alive(call)
+        finally:
+            self._pump.forget_leader(call)
+
+    async def _keep_all_alive(self, call: StreamCall) -> None:
         while (message := await call.receive()) is not None:
             ids = [_lease_of(message)]
             while len(ids) < KEEP_ALIVES_AT_ONCE_MAX and (more := call.receive_nowait()) is not None:

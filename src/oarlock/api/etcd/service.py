@@ -44,7 +44,7 @@ class EtcdService:
             WatchService(self.context, self._pump),
             LockService(self.context, self._turns),
             ElectionService(self.context, self._turns),
-            LeaseService(self.context),
+            LeaseService(self.context, self._pump),
             ClusterService(self.context),
             MaintenanceService(self.context),
             self._auth,
