@@ -391,6 +391,7 @@ F = Size(voters=3, budgets=Budgets(elections=1, reads=1), terms_max=2, script=WR
 G = Size(voters=3, budgets=Budgets(transfers=1), terms_max=3, script=LEADER_1, instant=True, targets=(2,))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("plant", "size", "invariants"),
     [
@@ -435,6 +436,7 @@ def no_data_sync(patch: Patch) -> None:
     patch.setattr(SimFile, "datasync", lambda self: None)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("plant", [no_directory_sync, rot_passes_for_a_torn_tail, no_data_sync])
 def test_a_planted_defect_of_the_log_is_named(plant: Callable[[Patch], None], monkeypatch: Patch) -> None:
     plant(monkeypatch)

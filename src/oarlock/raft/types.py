@@ -10,6 +10,7 @@ import base64
 import json
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import lru_cache
 from typing import TypeAlias
 
 Term: TypeAlias = int
@@ -21,6 +22,7 @@ LogPosition: TypeAlias = tuple[Term, Index]  # ordered as Raft 5.4.1 orders logs
 NOBODY: NodeId = 0
 U64_MAX = 2**64 - 1
 CONFIGURATION_FORMAT = 1
+DECODED_MAX = 16  # decoded configurations kept, each at most some hundred KiB
 MEMBERS_MAX = 64  # members of one configuration, learners and outgoing ones included
 
 
@@ -165,6 +167,12 @@ def encode_configuration(configuration: Configuration) -> bytes:
 
 def decode_configuration(data: bytes) -> Configuration:
     """The inverse of `encode_configuration`. Raises `ValueError` for anything that it did not write."""
+    return _decoded(bytes(data))
+
+
+@lru_cache(maxsize=DECODED_MAX)
+def _decoded(data: bytes) -> Configuration:
+    """The same few configurations are read again by every recovery, snapshot and observer; a value may be shared."""
     try:
         document = json.loads(data)
         if document["format"] != CONFIGURATION_FORMAT:

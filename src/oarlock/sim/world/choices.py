@@ -21,21 +21,21 @@ Edits: TypeAlias = Mapping[str, Mapping[int, int]]
 class Stream:
     """The choices of one kind, in order. `values` is what was taken so far."""
 
-    __slots__ = ("_edits", "_random", "values")
+    __slots__ = ("_edits", "_random", "_take", "values")
 
     def __init__(self, seed: int, kind: str, edits: Mapping[int, int] | None) -> None:
         # `random()` of a generator seeded with a string is the same in every version of Python and every process.
         self._random = Random(f"{seed}/{kind}").random
         self._edits = edits
         self.values: list[int] = []
+        self._take = self.values.append
 
     def draw(self, n: int) -> int:
         """A choice out of 0 .. n - 1."""
         value = int(self._random() * n)
-        values = self.values
         if self._edits is not None:
-            value = min(self._edits.get(len(values), value), n - 1)
-        values.append(value)
+            value = min(self._edits.get(len(self.values), value), n - 1)
+        self._take(value)
         return value
 
     def chance(self, per_million: int) -> bool:
