@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from oarlock.embed.hold import Held
     from oarlock.embed.holders import LeaseLost
     from oarlock.embed.locks import Barrier, Election, Lock, RWLock, Semaphore
-    from oarlock.embed.node import MemberStatus, Node, NodeStatus
+    from oarlock.embed.node import Node
+    from oarlock.embed.status import MemberStatus, NodeStatus
     from oarlock.embed.tools import IdGenerator, RateLimiter, Schedule
     from oarlock.errors import (
         ConfigurationError,
@@ -64,7 +65,8 @@ _HOMES = {
         "RateLimiter",
         "Schedule",
     ),
-    "oarlock.embed.node": ("MemberStatus", "Node", "NodeStatus"),
+    "oarlock.embed.node": ("Node",),
+    "oarlock.embed.status": ("MemberStatus", "NodeStatus"),
     "oarlock.errors": (
         "ConfigurationError",
         "DeadlineExceeded",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from oarlock.embed.node import MemberStatus, NodeStatus
+from oarlock.embed.status import MemberStatus, NodeStatus
 from oarlock.embed.sync import Node
 from oarlock.errors import (
     ConfigurationError,

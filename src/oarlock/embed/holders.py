@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from oarlock.errors import RaftError
 from oarlock.machines.objects.machine import END, RENEW, TICK, ObjectMachine
-from oarlock.node.runtime import Node
+
+if TYPE_CHECKING:
+    from oarlock.node.runtime import Node
 
 TICK_S: Final = 0.5
 RENEWALS: Final = 3  # within one time to live

@@ -11,14 +11,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
-from oarlock.embed.calls import Calls
-from oarlock.embed.node import CLUSTER, NodeStatus
 from oarlock.embed.node import Node as AsyncNode
+from oarlock.embed.options import CLUSTER
+from oarlock.embed.status import NodeStatus
 from oarlock.errors import DeadlineExceeded, RaftError
 from oarlock.machines.objects.declare import AnyCommand, AnyQuery, Consistency, bounded
-from oarlock.transport.tls import PeerTls
+
+if TYPE_CHECKING:
+    from oarlock.embed.calls import Calls
+    from oarlock.transport.tls import PeerTls
 
 M = TypeVar("M")
 T = TypeVar("T")

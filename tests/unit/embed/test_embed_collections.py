@@ -170,7 +170,7 @@ async def test_a_task_comes_back_when_its_worker_fails_or_ends(tmp_path: Path, f
             async with nodes[1].machine.queue.task() as item:
                 assert item == "b"
                 calls = nodes[1].calls
-                assert calls is not None and calls.holders is not None
+                assert calls.holders is not None
                 holder = await calls.holders.holder()
                 await calls.propose(calls.machine.codec.encode([END, [holder.name]]))
         assert await queue.get() == "b"

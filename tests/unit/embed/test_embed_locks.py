@@ -102,7 +102,6 @@ async def test_a_body_that_lost_its_lock_is_cancelled(tmp_path: Path, free_addre
         reached = False
         with pytest.raises(LeaseLost, match="Fence what it wrote"):
             async with lock as held:
-                assert node.calls is not None
                 await node.calls.propose(node.calls.machine.codec.encode([END, [held.holder.name]]))
                 await asyncio.sleep(60)
                 reached = True
@@ -139,7 +138,6 @@ async def test_what_a_dead_member_held_is_free_after_its_time(tmp_path: Path, fr
         victim = next(node for node in nodes if not node.is_leader)
         alive = next(node for node in nodes if node is not victim)
         held = await victim.machine.lock.acquire()
-        assert victim.calls is not None and victim.calls.holders is not None
         await held.holder.aclose(tell=False)  # it renews no more, as if its process had died
         second = await alive.machine.lock.acquire(timeout=30)
         assert second.token > held.token
@@ -294,10 +292,8 @@ def test_locks_for_threads(tmp_path: Path) -> None:
         with pytest.raises(LeaseLost, match="others may have acted"):
             with lock as held:
                 calls = node._node.calls
-                assert calls is not None
 
                 async def end(holder: str) -> None:
-                    assert calls is not None
                     await calls.propose(calls.machine.codec.encode([END, [holder]]))
 
                 node._on_loop(end(held.holder.name))

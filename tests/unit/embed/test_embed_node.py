@@ -199,8 +199,7 @@ async def test_a_lost_answer_is_asked_for_again(tmp_path: Path) -> None:
     """The answer of the first attempt is thrown away: the second attempt gets it from the session."""
     async with Node(Counter(), data_dir=tmp_path / "n1") as node:
         await node.machine.add.options(retry_safe=True)(1)
-        runtime = node.calls.node if node.calls is not None else None
-        assert runtime is not None
+        runtime = node.calls.node
         propose, lost = runtime.propose, []
 
         def lossy(data: bytes, done: Callable[[object], None], *, enveloped: bool = False) -> None:
@@ -389,13 +388,11 @@ async def test_a_cancelled_program_closes_its_node(tmp_path: Path) -> None:
 
 async def test_a_node_that_was_forgotten_warns(tmp_path: Path) -> None:
     node = await Node(Counter(), data_dir=tmp_path / "n1").start()
-    inner = node.calls.node if node.calls is not None else None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         node.__del__()
         assert any("was not closed" in str(each.message) for each in caught)
     await node.aclose()
-    assert inner is not None
     del node
     gc.collect()
 
