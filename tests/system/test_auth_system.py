@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import random
 import re
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
+import jwt
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from tests.support.auth_setup import ALLOWED, MATRIX, USERS, m, path_of
 from tests.support.clusters import find_leader, wait_until
 from tests.system.test_etcdctl_cluster import etcdctl_path
 
 from oarlock.api import proto
-from oarlock.cli.local_cluster import LocalCluster, etcd_program, oarlock_program
+from oarlock.cli.local_cluster import LocalCluster, etcd_program, free_ports, oarlock_program
 
 pytestmark = pytest.mark.system
 
@@ -29,8 +40,11 @@ CHEAP = "--bcrypt-cost=4"
 class Server:
     """One member, asked over plain grpcio. Remembers tokens by names that stand for the same login on both servers."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.channel = grpc.insecure_channel(endpoint)
+    def __init__(self, endpoint: str, credentials: Any = None) -> None:
+        if credentials is None:
+            self.channel = grpc.insecure_channel(endpoint)
+        else:
+            self.channel = grpc.secure_channel(endpoint, credentials)
         self.tokens: dict[str, str] = {}
 
     def call(self, rpc: str, request: Any, token: str | None = None, timeout: float = 10) -> tuple[Any, str, str]:
@@ -341,3 +355,105 @@ def test_every_member_takes_a_token_and_restarts_do_not_end_it(members: LocalClu
         assert server.call("KV/Put", put, shown["reader"])[1] == "PERMISSION_DENIED"
         assert server.call("KV/Range", get)[2] == "etcdserver: user name is empty"
     assert re.fullmatch(r"[A-Za-z]{32}\.\d+", shown["reader"])
+
+
+@pytest.mark.timeout(300)
+def test_jwt_on_three_members(tmp_path: Path) -> None:
+    """A token that one member signed counts on all; what another key signed counts nowhere."""
+    key_file = tmp_path / "key.pem"
+    key = ec.generate_private_key(ec.SECP256R1())
+    key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    program = oarlock_program().with_flags(CHEAP, f"--auth-token=jwt,sign-method=ES256,priv-key={key_file},ttl=1m")
+    with LocalCluster(program, 3) as cluster:
+        cluster.start()
+        servers = [Server(member.endpoint) for member in cluster.members]
+        shown = servers[0].people()
+        claims = jwt.decode(shown["reader"], key.public_key(), ["ES256"])
+        assert claims["username"] == "reader" and claims["exp"] - time.time() <= 61
+        forged = jwt.encode(claims, ec.generate_private_key(ec.SECP256R1()), "ES256")
+        for server in servers:
+            assert server.ok("KV/Range", m("RangeRequest", key=b"a"), shown["reader"]).count == 0
+            assert server.call("KV/Range", m("RangeRequest", key=b"z"), shown["reader"])[1] == "PERMISSION_DENIED"
+            assert server.call("KV/Range", m("RangeRequest", key=b"a"), forged)[1] == "UNAUTHENTICATED"
+        for version in ("3.5", "3.4"):
+            path = etcdctl_path(version)
+            command = [path, f"--endpoints={','.join(cluster.endpoints)}", "--user=writer:writer's password"]
+            done = subprocess.run([*command, "put", "a", "1"], capture_output=True, text=True, timeout=30, check=False)
+            assert done.stdout == "OK\n", done.stderr
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("version", ["3.5", "3.4"])
+def test_a_certificate_is_a_user(tmp_path: Path, version: str) -> None:
+    path = etcdctl_path(version)
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    authority = _certificate("authority", authority_key, "authority", authority_key, is_authority=True)
+    (tmp_path / "ca.pem").write_bytes(authority.public_bytes(Encoding.PEM))
+    for name in ("server", "root", "reader", "stranger"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = _certificate(name, key, "authority", authority_key)
+        (tmp_path / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (tmp_path / f"{name}-key.pem").write_bytes(private)
+    client, peer = free_ports(2)
+    command = [
+        sys.executable, "-m", "oarlock", "serve", f"--data-dir={tmp_path / 'data'}", CHEAP,
+        f"--listen-client-urls=https://127.0.0.1:{client}", f"--advertise-client-urls=https://127.0.0.1:{client}",
+        f"--listen-peer-urls=http://127.0.0.1:{peer}", f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
+        f"--cert-file={tmp_path / 'server.pem'}", f"--key-file={tmp_path / 'server-key.pem'}", "--client-cert-auth",
+        f"--trusted-ca-file={tmp_path / 'ca.pem'}",
+    ]  # fmt: skip
+
+    def ctl(user: str, *arguments: str, fails: bool = False) -> str:
+        whole = [
+            path, f"--endpoints=https://127.0.0.1:{client}", f"--cacert={tmp_path / 'ca.pem'}",
+            f"--cert={tmp_path / user}.pem", f"--key={tmp_path / user}-key.pem", *arguments,
+        ]  # fmt: skip
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode != 0) is fails, f"{user} {arguments} {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stderr if fails else done.stdout
+
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: _reachable(client), 30, "the port")
+        for name in ("root", "reader"):
+            ctl("root", "user", "add", name, "--no-password")
+        ctl("root", "role", "add", "r")
+        ctl("root", "role", "grant-permission", "r", "read", "a")
+        ctl("root", "user", "grant-role", "reader", "r")
+        ctl("root", "auth", "enable")
+        ctl("root", "put", "a", "1")
+        assert ctl("reader", "get", "a", "--print-value-only") == "1\n"
+        assert "permission denied" in ctl("reader", "put", "a", "2", fails=True)
+        assert "permission denied" in ctl("stranger", "get", "a", fails=True)
+        assert "invalid auth token" in Server(
+            f"127.0.0.1:{client}", _credentials(tmp_path, "root")
+        ).call("KV/Range", m("RangeRequest", key=b"a"), "x.1")[2]  # fmt: skip
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _reachable(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _credentials(directory: Path, name: str) -> Any:
+    files = [directory / "ca.pem", directory / f"{name}-key.pem", directory / f"{name}.pem"]
+    return grpc.ssl_channel_credentials(*(file.read_bytes() for file in files))
+
+
+def _certificate(name: str, key: Any, issuer: str, issuer_key: Any, *, is_authority: bool = False) -> x509.Certificate:
+    def named(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder(named(issuer), named(name), key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+    )
+    return builder.sign(issuer_key, hashes.SHA256())
