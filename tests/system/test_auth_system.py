@@ -413,9 +413,11 @@ def test_a_certificate_is_a_user(tmp_path: Path, version: str) -> None:
         assert (done.returncode != 0) is fails, f"{user} {arguments} {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stderr if fails else done.stdout
 
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stderr=log, stdout=log)
     try:
-        wait_until(lambda: _reachable(client), 30, "the port")
+        wait_until(lambda: _reachable(client) or process.poll() is not None, 30, "the port")
+        assert process.poll() is None, (tmp_path / "log").read_text()
         for name in ("root", "reader"):
             ctl("root", "user", "add", name, "--no-password")
         ctl("root", "role", "add", "r")
