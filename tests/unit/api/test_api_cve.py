@@ -45,7 +45,10 @@ COVERED: dict[str, tuple[str, ...]] = {
     "CVE-2023-32082: keys of a lease": ("test_leases_of_others",),
     "CVE-2026-33413: calls without a check": ("test_calls_that_were_open", "test_every_rpc_for_everybody"),
     "CVE-2026-33343, -44283: nested transactions": ("test_nested_transactions",),
-    "GHSA-xg4h-6gfc-h4m8: a watch of more than was checked": ("test_a_range_is_checked_as_it_is_used",),
+    "GHSA-xg4h-6gfc-h4m8: a watch of more than was checked": (
+        "test_a_range_is_checked_as_it_is_used",
+        "test_a_watch_ends_with_its_right",
+    ),
     "GHSA-6vch-q96h-7gc3: handshakes that never end": ("test_a_tls_handshake_has_a_time",),
     "etcd#22134: quota of nested transactions": ("test_what_is_nested_counts",),
     "etcd#22148: bodies without a bound": ("tests/unit/api/test_api_http2.py",),
@@ -136,6 +139,57 @@ def test_a_range_is_checked_as_it_is_used(run: Any, serving: Any) -> None:
             assert access.may_read(None, b"one", b"").text == "etcdserver: user name is empty"  # type: ignore[union-attr]
             answer = await ask(client, "KV/Range", m("RangeRequest", key=b"one", range_end=b"\0"), shown["reader"])
             assert answer.code == Code.PERMISSION_DENIED
+
+    run(work())
+
+
+def test_a_watch_ends_with_its_right(run: Any, serving: Any) -> None:
+    """Beyond etcd, whose watches outlive the right to them: nothing that happens after the change is told."""
+
+    async def work() -> None:
+        async with serving("ngh2", auth=CHEAP) as served, await H2Client.connect(served.url) as client:
+
+            def responses(stream: int) -> list[Any]:
+                return [m("WatchResponse").FromString(data) for data in client.answers[stream].messages]
+
+            def watch(token: str | None, key: bytes, end: bytes, watch_id: int = 0) -> int:
+                stream = client.start("/etcdserverpb.Watch/Watch", [(b"token", token.encode())] if token else [])
+                create = m("WatchCreateRequest", key=key, range_end=end, watch_id=watch_id)
+                client.send(stream, message_frame(m("WatchRequest", create_request=create).SerializeToString()))
+                return stream
+
+            early = watch(None, b"a", b"\0")  # of a time when everybody might see everything
+            await served.until(lambda: len(responses(early)) == 1, "the watch is there")
+            shown = await people(client)
+            held = watch(shown["reader"], b"a", b"c")
+            other = watch(shown["writer"], b"a", b"c")
+            for wrong, reason in (
+                (watch(shown["reader"], b"a", b"\0"), "PermissionDenied desc = etcdserver: permission denied"),
+                (watch(None, b"a", b""), "InvalidArgument desc = etcdserver: user name is empty"),
+                (watch("x.1", b"a", b""), "Unauthenticated desc = etcdserver: invalid auth token"),
+            ):
+                await served.until(lambda wrong=wrong: len(responses(wrong)) == 1, "an answer")
+                (refused,) = responses(wrong)
+                assert refused.created and refused.canceled and refused.watch_id == -1
+                assert refused.cancel_reason == f"rpc error: code = {reason}"
+            for stream in (held, other):
+                await served.until(lambda stream=stream: len(responses(stream)) == 1, "the watch is there")
+            await ok(client, "KV/Put", m("PutRequest", key=b"a", value=b"seen"), shown["writer"])
+            for stream in (held, other):
+                await served.until(lambda stream=stream: len(responses(stream)) == 2, "the event is there")
+                assert responses(stream)[1].events[0].kv.value == b"seen"
+            await served.until(lambda: len(responses(early)) == 2, "the early one is told")
+            assert responses(early)[1].canceled and not responses(early)[1].events
+            assert "user name is empty" in responses(early)[1].cancel_reason
+            revoke = m("AuthUserRevokeRoleRequest", name="reader", role="r")
+            await ok(client, "Auth/UserRevokeRole", revoke, shown["root"])
+            await ok(client, "KV/Put", m("PutRequest", key=b"a", value=b"secret"), shown["writer"])
+            await served.until(lambda: len(responses(held)) == 3, "the end is told")
+            end = responses(held)[2]
+            assert end.canceled and not end.events and "permission denied" in end.cancel_reason
+            await served.until(lambda: len(responses(other)) == 3, "the other one goes on")
+            assert responses(other)[2].events[0].kv.value == b"secret"
+            assert b"secret" not in client.answers[held].body
 
     run(work())
 

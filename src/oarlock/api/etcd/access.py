@@ -223,6 +223,14 @@ class Access:
         refused = self.auth.refuse_range(user, revision, READ, interval(key, range_end))
         return None if refused is None else RpcError(*errors.of_kv_error(refused))
 
+    def may_go_on(self, call: Call, key: bytes, range_end: bytes) -> RpcError | None:
+        """What is left of a stream's right to read this range: by what its caller may do now, whatever has become of
+        the token that it began with."""
+        if not self.auth.enabled:
+            return None
+        identity = None if call.identity is None else Identity(call.identity[0], self.auth.revision)
+        return self.may_read(identity, key, range_end)
+
     def may_use_lease(self, identity: Identity | None, lease: int, *, write: bool = True) -> RpcError | None:
         """What renewing (or with `write` False seeing) this lease by `identity` is refused with."""
         user, revision = NOBODY if identity is None else identity

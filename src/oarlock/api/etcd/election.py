@@ -158,6 +158,13 @@ class ElectionService:
         finally:
             self._turns.pump.forget_leader(call)
 
+    async def _tell(self, call: StreamCall, prefix: bytes, end: bytes, response: bytes) -> None:
+        """Send, if the caller may still see it."""
+        refused = self._context.access.may_go_on(call, prefix, end)
+        if refused is not None:
+            raise refused
+        await call.send(response)
+
     async def _follow(self, call: StreamCall, prefix: bytes, end: bytes) -> None:
         """Send what the present leader, or else the next one, proclaims, until its key is gone."""
         revision = self._context.kv.revision
@@ -174,7 +181,7 @@ class ElectionService:
                             record = delivery.batch.events[0].record
                 revision = mod_revision_of(record)
                 reader.stream.cancel(0)
-            await call.send(self._response(revision, record))
+            await self._tell(call, prefix, end, self._response(revision, record))
             reader.stream.watch(1, key_of(record), None, revision + 1)
             while True:
                 for delivery in await reader.read():
@@ -187,6 +194,6 @@ class ElectionService:
                     for event in delivery.batch.events:
                         if event.record is None:
                             return
-                        await call.send(self._response(delivery.revision, event.record))
+                        await self._tell(call, prefix, end, self._response(delivery.revision, event.record))
         finally:
             reader.close()

@@ -147,6 +147,9 @@ class _Watching:
         self._draining: asyncio.Task[None] | None = None
         self._next_id = 0
         self._fragments: set[int] = set()
+        self._ranges: dict[int, tuple[bytes, bytes]] = {}  # of the watches, as their right was asked for
+        self._rights = 0  # the auth revision at which all of them were found permitted
+        self._revoked: dict[int, str] = {}  # watches that have lost their right, and why; until that is told
         self._progress: dict[int, bool] = {}  # watches that want to know how far they are: whether nothing else came
         self._timer: asyncio.TimerHandle | None = None
 
@@ -215,6 +218,7 @@ class _Watching:
         filters = 0
         for number in create.filters:
             filters |= _FILTERS.get(number, 0)
+        self._ranges[watch_id] = (key, range_end)
         self._stream.watch(watch_id, key, range_end, create.start_revision, filters=filters, prev_kv=create.prev_kv)
         if create.progress_notify and watch_id in watchers:
             self._progress[watch_id] = True
@@ -226,6 +230,18 @@ class _Watching:
 
     def _forget(self, watch_id: int) -> None:
         self._progress.pop(watch_id, None)
+        self._ranges.pop(watch_id, None)
+
+    def _ask_again(self) -> None:
+        """Users or roles have changed: end the watches that would not be permitted now. Of what waits for them in the
+        outbox nothing is told, for some of it may have happened since."""
+        access = self._context.access
+        self._rights = access.auth.revision
+        for watch_id, (key, range_end) in list(self._ranges.items()):
+            refused = access.may_go_on(self._call, key, range_end)
+            if refused is not None and self._stream.cancel(watch_id):
+                self._forget(watch_id)
+                self._revoked[watch_id] = f"rpc error: code = {_go_name(refused.code)} desc = {refused.text}"
 
     # -- progress
     def _arm(self) -> None:
@@ -249,6 +265,9 @@ class _Watching:
         stream, call = self._stream, self._call
         if self._draining is not None:
             return
+        auth = self._context.access.auth
+        if auth.enabled and auth.revision != self._rights:
+            self._ask_again()
         while stream.waiting and call.open:
             messages: list[bytes] = []
             for delivery in stream.take(SEND_BYTES):
@@ -269,6 +288,12 @@ class _Watching:
     def _encode(self, delivery: Delivery, messages: list[bytes]) -> None:
         context = self._context
         kind, watch_id = delivery.kind, delivery.watch_id
+        revoked = ""
+        if self._revoked and watch_id in self._revoked:
+            if kind in (Kind.EVENTS, Kind.PROGRESS):
+                return
+            if kind == Kind.CANCELLED:
+                revoked = self._revoked.pop(watch_id)
         # As etcd, whose notice of a compaction has no revision.
         revision = 0 if kind == Kind.COMPACTED else delivery.revision
         head = context.header(revision, context.backend.term)
@@ -290,7 +315,8 @@ class _Watching:
             messages.append(head)
         elif kind == Kind.CANCELLED:
             self._fragments.discard(watch_id)
-            messages.append(head + _CANCELED)
+            reason = revoked.encode()
+            messages.append(head + _CANCELED + (b"\x32" + varint(len(reason)) + reason if reason else b""))
         elif kind == Kind.COMPACTED:
             self._fragments.discard(watch_id)
             self._forget(watch_id)
