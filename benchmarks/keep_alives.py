@@ -3,7 +3,8 @@
     python -m benchmarks.keep_alives --clients 64 --rounds 3
 
 Every client has a connection, a stream and a lease of its own, and sends its next keep-alive when it has the answer to
-the last. Both clusters run all the time. Prints the median over the rounds; with `--member` asks some members only.
+the last. Both clusters run all the time. Prints medians over the rounds; `cpu_us` is CPU of
+all members for one keep-alive. With `--member` some members only are asked.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import contextlib
 import json
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 import ngh2
+from benchmarks.compare_etcd import cpu_seconds
 from tests.support.clusters import find_leader
 from tests.support.etcd_wire import EtcdClient
 
@@ -90,19 +93,21 @@ class KeepAlives(asyncio.Protocol):
         self._transport.abort()
 
 
-async def load(endpoints: list[str], leases: list[int], seconds: float) -> dict[str, float]:
+async def load(cluster: LocalCluster, endpoints: list[str], leases: list[int], seconds: float) -> dict[str, float]:
     latencies: list[float] = []
     loop = asyncio.get_running_loop()
     clients = []
     for number, lease in enumerate(leases):
         host, _, port = endpoints[number % len(endpoints)].rpartition(":")
-        _, protocol = await loop.create_connection(lambda lease=lease: KeepAlives(lease, latencies), host, int(port))
+        _, protocol = await loop.create_connection(partial(KeepAlives, lease, latencies), host, int(port))
         clients.append(protocol)
     await asyncio.sleep(0.4)
     latencies.clear()
     cpu = time.process_time()
+    members = sum(cpu_seconds(member.pid) for member in cluster.members)
     await asyncio.sleep(seconds)
     counted = sorted(latencies)
+    members = sum(cpu_seconds(member.pid) for member in cluster.members) - members
     cpu = time.process_time() - cpu
     for client in clients:
         client.going = False
@@ -114,6 +119,7 @@ async def load(endpoints: list[str], leases: list[int], seconds: float) -> dict[
         "per_second": len(counted) / seconds,
         "p50_us": 1e6 * counted[len(counted) // 2],
         "p99_us": 1e6 * counted[len(counted) * 99 // 100],
+        "cpu_us": 1e6 * members / len(counted),
         "client_cpu_us": 1e6 * cpu / len(counted),
     }
 
@@ -140,15 +146,16 @@ def main() -> None:
             }[options.member]
             with EtcdClient(leader.endpoint) as client:
                 leases = [client.lease_grant(TTL) for _ in range(max(options.clients))]
-            sides.append((program.name, list(endpoints), leases))
+            sides.append((cluster, list(endpoints), leases))
         for count in options.clients:
-            rounds: dict[str, list[dict[str, float]]] = {name: [] for name, _, _ in sides}
+            rounds: dict[str, list[dict[str, float]]] = {cluster.program.name: [] for cluster, _, _ in sides}
             for _ in range(options.rounds):
-                for name, endpoints, leases in sides:
-                    rounds[name].append(asyncio.run(load(endpoints, leases[:count], options.seconds)))
+                for cluster, endpoints, leases in sides:
+                    found = asyncio.run(load(cluster, endpoints, leases[:count], options.seconds))
+                    rounds[cluster.program.name].append(found)
             medians = {
-                name: {key: round(statistics.median(r[key] for r in found), 1) for key in found[0]}
-                for name, found in rounds.items()
+                name: {key: round(statistics.median(r[key] for r in group), 1) for key in group[0]}
+                for name, group in rounds.items()
             }
             ratio = medians["oarlock"]["per_second"] / medians["etcd"]["per_second"]
             print(json.dumps({"clients": count, "ratio": round(ratio, 2), **medians}), flush=True)

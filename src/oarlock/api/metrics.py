@@ -11,6 +11,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from oarlock.api.backend import Backend
 from oarlock.api.grpc.router import Method
 from oarlock.api.grpc.status import Code
+from oarlock.machines.kv.alarms import AlarmBook
+from oarlock.machines.kv.commands_alarm import AlarmType
 
 _CODE_NAMES = (
     "OK",
@@ -97,6 +99,12 @@ class _BackendCollector:
                 getattr(backend.kv, "compact_revision", 0),
             ),
             ("oarlock_raft_term", "The member's current term.", view.raft_term),
+            ("oarlock_leases", "Leases that are in force.", len(getattr(backend.kv, "leases", ()))),
+            (
+                "oarlock_quarantined",
+                "Whether this member's state differs from what a majority has: 1 if so.",
+                getattr(backend, "quarantined", False),
+            ),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
         yield CounterMetricFamily(
@@ -105,6 +113,11 @@ class _BackendCollector:
         yield CounterMetricFamily(
             "etcd_server_proposals_applied", "The consensus log's applied index.", value=float(view.raft_applied_index)
         )
+        alarms = GaugeMetricFamily("oarlock_alarms", "Alarms that are on.", labels=["alarm"])
+        book: AlarmBook | None = getattr(backend.kv, "alarms", None)
+        for kind in (AlarmType.NOSPACE, AlarmType.CORRUPT):
+            alarms.add_metric([kind.name], float(len(book.active(kind)) if book is not None else 0))
+        yield alarms
         versions = GaugeMetricFamily("etcd_server_version", "Which version is running.", labels=["server_version"])
         versions.add_metric([self._version], 1.0)
         yield versions
