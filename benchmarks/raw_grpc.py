@@ -156,6 +156,19 @@ class Wire:
         self._send_waiting()
         return stream
 
+    def open_stream(self, messages: list[bytes]) -> None:
+        """Begin a streaming call as the connection's first one, with these requests; more may follow."""
+        assert self._first_block is not None, "the first call of a connection"
+        block, self._first_block = self._first_block, None
+        body = b"".join(b"\0" + struct.pack(">I", len(message)) + message for message in messages)
+        if len(body) > _FRAME_MAX:
+            raise ValueError(f"{len(body)} bytes of requests do not fit one frame of {_FRAME_MAX}")
+        self.out += _frame(len(block), _HEADERS, 4, self._next_stream) + block
+        self.out += _frame(len(body), _DATA, 0, self._next_stream) + body
+        self.out += _frame(0, _SETTINGS, _ACK, 0)  # whatever the server's say, for who does not `feed`
+        self._window -= len(body)
+        self._next_stream += 2
+
     def _send_waiting(self) -> None:
         """Send what the connection's window lets through. (Messages stay below the 64 KiB of a stream's window.)"""
         while self._waiting and len(self._waiting[0]) - 9 <= self._window:
