@@ -75,11 +75,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "oarlock.machines": (),
     "oarlock.config": (),
     "oarlock.storage": ("oarlock.raft.types", "oarlock.raft.messages"),
-    "oarlock.transport": ("oarlock.raft.types", "oarlock.raft.messages"),
+    "oarlock.wire": ("oarlock.raft.types", "oarlock.raft.messages"),
+    "oarlock.transport": ("oarlock.raft.types", "oarlock.raft.messages", "oarlock.wire"),
     "oarlock.node.replica": ("oarlock.raft", "oarlock.storage", "oarlock.machines", "oarlock.multiraft"),
     "oarlock.multiraft": BELOW,
     "oarlock.node": (*BELOW, "oarlock.transport"),
-    "oarlock.sim": (*BELOW, "oarlock.check", "oarlock"),  # the version, for the report of a failure
+    "oarlock.sim": (*BELOW, "oarlock.wire", "oarlock.check", "oarlock"),  # the version, for the report of a failure
     "oarlock.check": (),
     "oarlock.embed": (*BELOW, "oarlock.node", "oarlock.transport"),
     "oarlock.fencing": (),
@@ -123,6 +124,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "oarlock.raft": CLOCKS_THREADS_IO | {"logging", "os", "io", "pathlib", "datetime", "uuid", "tempfile", "shutil"},
     "oarlock.machines": CLOCKS_THREADS_IO | {"datetime", "uuid"},
     "oarlock.storage": CLOCKS_THREADS_IO,
+    "oarlock.wire": CLOCKS_THREADS_IO,
     "oarlock.node.replica": CLOCKS_THREADS_IO | {"os", "datetime", "uuid"},
     "oarlock.multiraft": CLOCKS_THREADS_IO | {"os", "datetime", "uuid"},
     # the simulator's randomness is its seeded generator, and its time is virtual
@@ -248,6 +250,8 @@ def test_every_folder_says_what_happens_in_it() -> None:
         ("oarlock.node.replica", "import asyncio"),
         ("oarlock.node.runtime", "from oarlock.api import server"),
         ("oarlock.sim.world", "from oarlock.transport import codec"),
+        ("oarlock.wire.frames", "from oarlock.transport import connection"),
+        ("oarlock.wire.frames", "import socket"),
         ("oarlock.sim.world", "import asyncio"),
         ("oarlock.client.client", "from oarlock.api import server"),
         ("oarlock.api.server", "from oarlock.cli import serve"),

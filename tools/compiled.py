@@ -44,7 +44,7 @@ CANDIDATES: Final = (
     "storage/*.py",
     "machines/*.py",
     "machines/kv/*.py",
-    "transport/wire.py",
+    "wire/frames.py",
     "api/limits.py",
     "api/etcd/*.py",
     "api/grpc/*.py",

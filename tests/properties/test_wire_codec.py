@@ -31,9 +31,9 @@ from oarlock.raft.messages import (
     TransferLeadership,
 )
 from oarlock.raft.types import U64_MAX, Configuration, Entry, MemberInfo, MemberRole, SnapshotMeta
-from oarlock.transport import wire
 from oarlock.transport.handshake import Hello, Refusal, decode_first, encode_hello, encode_refusal
-from oarlock.transport.wire import FrameParser, encode_frame
+from oarlock.wire import frames as wire
+from oarlock.wire.frames import FrameParser, encode_frame
 
 u64 = st.integers(0, U64_MAX)
 flag = st.booleans()

@@ -17,7 +17,7 @@ HOT = (
     "raft/core.py", "raft/log.py", "raft/progress.py", "raft/quorum.py", "raft/messages.py", "raft/events.py",
     "node/runtime.py", "node/replica/member.py", "node/replica/pending.py", "storage/records.py", "storage/wal.py",
     "storage/sim_disk.py", "machines/lmdb_store.py", "machines/kv/machine.py", "machines/kv/encoding.py",
-    "transport/wire.py", "api/etcd/codec.py", "api/etcd/service.py", "api/grpc/connection.py", "api/grpc/call.py",
+    "wire/frames.py", "api/etcd/codec.py", "api/etcd/service.py", "api/grpc/connection.py", "api/grpc/call.py",
     "api/http2/connection.py",
     "api/http2/own_engine.py", "api/http2/header_blocks.py",
     "sim/world/world.py", "sim/world/process.py", "sim/world/oracle.py",

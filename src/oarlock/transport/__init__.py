@@ -1,5 +1,5 @@
-"""What goes between members: frames and their checks (`wire`), who is there (`handshake`), connections and their queues
-(`connection`), all the peers of a member (`peers`), and their certificates (`tls`).
+"""Connections between members: who is there (`handshake`), connections and their queues (`connection`), all the peers
+of a member (`peers`), and their certificates (`tls`). The bytes that they carry are `oarlock.wire`.
 
 Public: `Transport`, `LocalIdentity`, `PeerAddress`, `PeerTls`, `TransportLimits`, `PeerStats`, `TransportCounters`,
 `Hello`.

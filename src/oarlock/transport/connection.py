@@ -30,7 +30,7 @@ from oarlock.transport.handshake import (
 )
 from oarlock.transport.limits import TransportLimits
 from oarlock.transport.roster import ASK, Ask, Roster, decode_ask, encode_roster
-from oarlock.transport.wire import PING, PONG, REFUSAL, FrameParser
+from oarlock.wire.frames import PING, PONG, REFUSAL, FrameParser
 
 
 class Counters:

@@ -13,8 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from oarlock.errors import ProtocolViolation
-from oarlock.transport.shapes import U64
-from oarlock.transport.wire import (
+from oarlock.wire.frames import (
     HELLO,
     PING,
     PONG,
@@ -24,6 +23,7 @@ from oarlock.transport.wire import (
     REFUSAL,
     encode_raw,
 )
+from oarlock.wire.shapes import U64
 
 NAME_CHARS_MAX: Final = 256
 REFUSAL_TEXT_CHARS_MAX: Final = 600

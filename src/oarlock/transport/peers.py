@@ -37,7 +37,7 @@ from oarlock.transport.limits import LimitedLog, TransportLimits
 from oarlock.transport.roster import Ask, Roster
 from oarlock.transport.sockets import bind, parse_url, resolve, tune
 from oarlock.transport.tls import PeerTls
-from oarlock.transport.wire import BULK_TYPES, PROTOCOL_MAJOR_MAX, PROTOCOL_MAJOR_MIN, encode_frame
+from oarlock.wire.frames import BULK_TYPES, PROTOCOL_MAJOR_MAX, PROTOCOL_MAJOR_MIN, encode_frame
 
 OnMessages = Callable[[int, list[tuple[int, Message]]], None]
 OnConnected = Callable[[int, int], None]

@@ -19,10 +19,9 @@ from msgspec import Meta
 from oarlock.errors import ConfigurationError, ProtocolViolation
 from oarlock.transport.handshake import NAME_CHARS_MAX, PeerRefused, decode_refusal
 from oarlock.transport.limits import TransportLimits
-from oarlock.transport.shapes import U64
 from oarlock.transport.sockets import parse_url, resolve
 from oarlock.transport.tls import PeerTls
-from oarlock.transport.wire import (
+from oarlock.wire.frames import (
     PROTOCOL_MAJOR_MAX,
     PROTOCOL_MAJOR_MIN,
     PROTOCOL_MINOR,
@@ -30,6 +29,7 @@ from oarlock.transport.wire import (
     FrameParser,
     encode_raw,
 )
+from oarlock.wire.shapes import U64
 
 ASK: Final = 244
 ROSTER: Final = 245

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from oarlock.errors import ProtocolViolation
-from oarlock.transport import wire
 from oarlock.transport.handshake import (
     NAME_CHARS_MAX,
     Hello,
@@ -19,7 +18,8 @@ from oarlock.transport.handshake import (
     encode_hello,
     hello_of,
 )
-from oarlock.transport.wire import encode_raw
+from oarlock.wire import frames as wire
+from oarlock.wire.frames import encode_raw
 
 ME = LocalIdentity(cluster_id=0xC, member_id=1, incarnation=11, name="one")
 PEER = PeerAddress(id=2, name="two", urls=(), incarnation=22)

@@ -21,9 +21,10 @@ import oarlock
 from oarlock.errors import ConfigurationError
 from oarlock.raft.messages import AppendEntries, Heartbeat, Propose, TimeoutNow
 from oarlock.raft.types import Entry
-from oarlock.transport import PeerAddress, wire
+from oarlock.transport import PeerAddress
 from oarlock.transport.handshake import Hello, encode_hello, encode_ping
-from oarlock.transport.wire import FrameParser, encode_frame, encode_raw
+from oarlock.wire import frames as wire
+from oarlock.wire.frames import FrameParser, encode_frame, encode_raw
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 

@@ -35,8 +35,8 @@ from oarlock.raft.messages import (
     TransferLeadership,
 )
 from oarlock.raft.types import U64_MAX, Configuration, Entry, SnapshotMeta
-from oarlock.transport import wire
-from oarlock.transport.wire import FrameParser, encode_frame, encode_raw
+from oarlock.wire import frames as wire
+from oarlock.wire.frames import FrameParser, encode_frame, encode_raw
 
 GOLDEN = Path(__file__).parent / "golden" / "frames-v1.txt"
 

@@ -38,7 +38,7 @@ from oarlock.raft.messages import (
     TransferLeadership,
 )
 from oarlock.raft.types import U64_MAX, Entry, EntryKind, SnapshotMeta, decode_configuration, encode_configuration
-from oarlock.transport import shapes
+from oarlock.wire import shapes
 
 PROTOCOL_MAJOR_MIN: Final = 1  # the oldest major version that this code speaks
 PROTOCOL_MAJOR_MAX: Final = 1  # the newest
