@@ -47,6 +47,10 @@ class Stopped(Exception):
     """The run was asked to end after so many turns."""
 
 
+class NoQuorumLeft(Exception):
+    """Rot and losses left a configuration without a quorum: then stopping is all that can be asked for."""
+
+
 class World:
     """One run. `run` raises `Violation`, or returns when everything held.
 
@@ -297,8 +301,7 @@ class World:
             self._safety()
             self._heal()
             if self._hopeless():
-                self.phase = "no quorum left"
-                return
+                raise NoQuorumLeft
             self._converge("after the heal")
             self._serve()
             self._drain()
@@ -308,6 +311,8 @@ class World:
             self.phase = "done"
         except Stopped:
             pass
+        except NoQuorumLeft:
+            self.phase = "no quorum left"
         finally:
             if collecting:
                 gc.enable()
@@ -345,7 +350,7 @@ class World:
                 self.note(process, process.broken)
 
     def _hopeless(self) -> bool:
-        """Whether rot and losses left a configuration without a quorum: then stopping is all that can be asked for."""
+        """Whether rot and losses left a configuration without a quorum."""
         left = self.well()
         for node in self.oracle.watched:
             if node in left and not self.processes[node].halted:
@@ -391,7 +396,10 @@ class World:
         step = self.now
         while not self._advance(self.settled, min(deadline, step), last_turn - self.turns):
             led = led or self.leader() is not None
-            if not led and step >= began + LEADER_TIMEOUTS * self.swarm.timeout:
+            late = not led and step >= began + LEADER_TIMEOUTS * self.swarm.timeout
+            if (late or step >= deadline or self.turns >= last_turn) and self._hopeless():
+                raise NoQuorumLeft  # a removal that was asked for before took away whom others depended on
+            if late:
                 raise Violation("LIVE", f"nobody leads {LEADER_TIMEOUTS} election timeouts {when}: {self.picture()}")
             if step >= deadline or self.turns >= last_turn:
                 raise Violation(
