@@ -146,8 +146,8 @@ class Faults:
         world = self._world
         timeout = world.swarm.timeout
         leader = self._some(draw, [p for p in world.up() if p.leads])
-        if leader is None:
-            return
+        if leader is None or world.network.cut:
+            return  # the others must be able to agree
         others = {node for node in self._ids() if node != leader.id}
         heard = {node for node in others if draw.draw(4) == 3}  # few hear it and cannot answer, or all the other way
         kind = draw.draw(5)
@@ -175,9 +175,9 @@ class Faults:
             if kind >= 3 or world.swarm.lease_reads:
                 self._call_on(draw, None, turn)
         end = draw.draw(4)
-        if end >= 2:
+        if end == 3:
             world.later(timeout * (1 + draw.draw(8)) // 4, self._end, leader)
-        elif end == 1:  # or its disk stands still until after the successor has come
+        elif end:  # or its disk stands still until after the successor has come
             self._stand_still(leader, timeout * (2 + draw.draw(16)))
 
     def _call_on(self, draw: Stream, process: Process | None, turn: int) -> None:

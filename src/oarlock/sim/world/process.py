@@ -668,6 +668,10 @@ class Process:
             self.fail(error)
             return
         jobs.popleft()
+        swarm = world.swarm
+        if swarm.crash_effect and not world.healed and world.crashes.chance(4 * swarm.crash_effect):
+            self._die_here()
+            return
         if event is not None:
             self.give(event)
         if jobs:

@@ -254,7 +254,13 @@ class Trials:
         if not others:
             return
         away = others[world.choices.draw("trial/target", len(others))]
-        away.die(power=False)
+        cut = world.choices.draw("trial/cut off", 2) == 1
+        if cut:  # it lives, and is still writing its state down when a newer one comes
+            rest = [node for node in sorted(world.processes) if node != away.id]
+            world.network.cut |= {(away.id, node) for node in rest} | {(node, away.id) for node in rest}
+            away.job_extra = (IDLE_TIMEOUTS + 6) * world.swarm.timeout
+        else:
+            away.die(power=False)
         leader.transfer(away.id)
         if not self._wait(lambda: not leader.tokens, TOLD_TIMEOUTS):
             raise Violation("LIVE", f"a handover to {away.id}, which is down, has no end: {world.picture()}")
@@ -273,8 +279,10 @@ class Trials:
             raise Violation("LIVE", f"{count - asked.done_once} writes without an answer: {world.picture()}")
         if idle:
             self._wait(lambda: False, IDLE_TIMEOUTS)
+        world.network.cut.clear()
         away.start()
-        world.later(6 * world.swarm.timeout, self._quick_again, leader)
+        for process in (leader, away):
+            world.later(6 * world.swarm.timeout, self._quick_again, process)
 
     def _removal(self) -> None:
         """A member that is down is removed, comes back, and never hears of it: it disturbs nobody. (diss. 4.2.3)"""

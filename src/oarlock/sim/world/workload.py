@@ -180,6 +180,9 @@ class Persistent(Client):
     def wait_once(self, what: tuple[Process, bytes]) -> None:
         """A write alone; `done_once` counts those that were answered."""
         process, command = what
+        if process.halted:  # removed meanwhile: nobody there will answer
+            self.done_once += 1
+            return
         op = Op(self, self.world.oracle.acknowledged, 1)
         self._once[op] = what
         process.submit(op, [command])
@@ -190,6 +193,9 @@ class Persistent(Client):
 
     def _ask_again(self, what: tuple[Process, bytes]) -> None:
         process, command = what
+        if process.halted:
+            self.left -= 1
+            return
         floor = self.world.oracle.acknowledged
         op = Op(self, floor, 1, None if command else self.world.application.broad_question())
         self._asked[op] = what
