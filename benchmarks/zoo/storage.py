@@ -515,8 +515,8 @@ MUST_BREAK: Final = (
         edits=(
             Edit(
                 "sim/world/faults.py",
-                "        limit = swarm.drift_ppm if swarm.lease_reads else",
-                "        limit = 600_000 if swarm.lease_reads else",
+                "        return swarm.drift_ppm if swarm.lease_reads else wild\n",
+                "        return 600_000 if swarm.lease_reads else wild\n",
             ),
         ),
     ),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from oarlock.sim.world.world import World
 
 HOUR: Final = 3600 * 10**9
+SCENES: Final = ("strand", "lag", "behind")  # that strike some time after an election
 IDS_MAX: Final = 12  # members that a run may ever have
 ASKING_WORLDS: Final = 3  # in one of so many worlds operators also ask as people do, at any member
 CAPACITY_SLACK: Final = 9000  # bytes that a full disk still takes
@@ -146,13 +147,18 @@ class Faults:
         world = self._world
         timeout = world.swarm.timeout
         leader = self._some(draw, [p for p in world.up() if p.leads])
-        if leader is None or world.network.cut:
-            return  # the others must be able to agree
+        if leader is None:
+            return
         others = {node for node in self._ids() if node != leader.id}
         heard = {node for node in others if draw.draw(4) == 3}  # few hear it and cannot answer, or all the other way
         kind = draw.draw(5)
         links = self._between({leader.id}, others)
         duration = timeout * (2 + draw.draw(8))
+        if "drift" in world.swarm.classes and draw.draw(2):
+            # Its clock is as slow, and those of its successors as fast, as clocks may be.
+            limit = self._drift_limit(draw)
+            for process in world.processes.values():
+                self._set_rate(process, 1_000_000 - limit if process is leader else 1_000_000 + limit)
         if kind == 1:
             links -= {(leader.id, node) for node in heard}
         elif kind == 2:
@@ -170,7 +176,7 @@ class Faults:
             world.later(wait, self._cut_later, (incoming, duration))
         else:
             self._cut(links, duration)
-        for turn in range(1 + draw.draw(24) if draw.draw(4) == 3 else 1 + draw.draw(6)):
+        for turn in range(1 + draw.draw(6) if draw.draw(2) else 8 + draw.draw(17)):
             self._call_on(draw, leader, turn)
             if kind >= 3 or world.swarm.lease_reads:
                 self._call_on(draw, None, turn)
@@ -365,13 +371,20 @@ class Faults:
     # ------------------------------------------------------------------ clocks
 
     def _drift(self, draw: Stream) -> None:
-        """Within what the configuration allows when leases are in use; wild otherwise."""
-        swarm = self._world.swarm
-        limit = swarm.drift_ppm if swarm.lease_reads else (100, 50_000, 200_000, 600_000)[draw.draw(4)]
         process = self._some(draw, list(self._world.processes.values()))
+        limit = self._drift_limit(draw)
         if process is not None:
-            process.clock.set_rate(self._world.now, 1_000_000 - limit + draw.draw(2 * limit + 1))
-            process.wake_if_up()
+            self._set_rate(process, 1_000_000 - limit + draw.draw(2 * limit + 1))
+
+    def _drift_limit(self, draw: Stream) -> int:
+        """Millionths: within what the configuration allows when leases are in use; wild otherwise."""
+        swarm = self._world.swarm
+        wild = (100, 50_000, 200_000, 600_000)[draw.draw(4)]
+        return swarm.drift_ppm if swarm.lease_reads else wild
+
+    def _set_rate(self, process: Process, rate: int) -> None:
+        process.clock.set_rate(self._world.now, rate)
+        process.wake_if_up()
 
     def _wall(self, draw: Stream) -> None:
         process = self._some(draw, list(self._world.processes.values()))
@@ -481,9 +494,17 @@ class Faults:
         leader.change(tuple(changes))
 
     def elected(self, process: Process) -> None:
-        """A leader is new: an operator may be there already, before it has committed anything."""
+        """A leader is new: what needs one is set up; an operator may be there before it has committed anything."""
         world = self._world
-        if world.healed or "hasty" not in world.swarm.classes:
+        if world.healed:
+            return
+        classes, timeout = world.swarm.classes, world.swarm.timeout
+        for name in SCENES:
+            if name in classes:
+                draw = world.choices.stream(f"fault/{name}")
+                if draw.draw(2):
+                    world.later(timeout * (1 + draw.draw(12)) // 4, self._scene, (name, process))
+        if "hasty" not in classes:
             return
         draw = world.choices.stream("fault/hasty")
         kind = draw.draw(6)
@@ -491,11 +512,22 @@ class Faults:
             return
         self.struck["hasty"] = self.struck.get("hasty", 0) + 1
         wait = 1 + world.swarm.cpu * draw.draw(4)
-        if kind == 1 and "transfer" in world.swarm.classes:
+        if kind == 1 and "transfer" in classes:
             ids = self._ids()
             world.later(wait, self._transfer_now, (process, ids[draw.draw(len(ids))]))
-        elif "members" in world.swarm.classes:
+        elif "members" in classes:
             world.later(wait, self._change_now, process)
+
+    def _scene(self, what: tuple[str, Process]) -> None:
+        """A leader is new: what needs one is set up, and an operator may be there before it has committed anything."""
+        name, process = what
+        world = self._world
+        if world.healed or not process.leads:
+            return
+        world.network.cut.clear()
+        world.network.clogged.clear()
+        self.struck[name] = self.struck.get(name, 0) + 1
+        getattr(self, f"_{name}")(world.choices.stream(f"fault/{name}"))
 
     def _transfer_now(self, what: tuple[Process, NodeId]) -> None:
         process, target = what

@@ -81,11 +81,11 @@ class Swarm:
 
 
 TIMED: tuple[str, ...] = (
-    "partition", "bridge", "one_way", "flap", "clog", "reset", "strand", "kill", "power", "crash_all", "pause",
+    "partition", "bridge", "one_way", "flap", "clog", "reset", "kill", "power", "crash_all", "pause",
     "slow_cpu", "hint", "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "misdirect", "drift", "wall",
-    "freeze", "transfer", "members", "replace", "lag", "behind",
+    "freeze", "transfer", "members", "replace",
 )  # fmt: skip
-"""The classes that strike now and then; the others colour everything."""
+"""The classes that strike now and then; the others colour everything, or follow an election."""
 
 _ONE_IN = {"priorities": 10, "core": 5}
 """Classes that are not on in every second seed."""
