@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.zoo.arena import NO_PROOF, SEED_SECONDS_MAX
+from benchmarks.zoo.arena import NO_PROOF
 from benchmarks.zoo.entry import Arena, Entry
-from benchmarks.zoo.tree import ROOT, SOURCE, copy
+from benchmarks.zoo.tree import ROOT, SOURCE, base, copy
 
 TEST_SECONDS_MAX: Final = 300
 HASH_SEEDS: Final = ("1", "77")
@@ -42,11 +42,11 @@ class Result:
         return asdict(self)
 
 
-def hunt(entry: Entry, budget: int, start: int = 0) -> Result:
-    """One entry, up to `budget` seeds from `start` on."""
+def hunt(entry: Entry, budget: int, start: int = 0, unchanged: Path = SOURCE) -> Result:
+    """One entry, up to `budget` seeds from `start` on, in a changed copy of `unchanged`."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"zoo-{entry.id}-") as directory:
-        source = copy(Path(directory), entry.edits)
+        source = copy(Path(directory), entry.edits, unchanged)
         if entry.arena is Arena.TESTS:
             result = _test(entry, source)
         elif entry.arena is Arena.HASHES:
@@ -66,8 +66,10 @@ def hunt(entry: Entry, budget: int, start: int = 0) -> Result:
 
 def hunt_all(entries: list[Entry], budget: int, jobs: int) -> Iterator[Result]:
     """All of them, as they come."""
-    with ThreadPoolExecutor(jobs) as pool:
-        for future in as_completed([pool.submit(hunt, entry, budget) for entry in entries]):
+    with tempfile.TemporaryDirectory(prefix="zoo-") as directory, ThreadPoolExecutor(jobs) as pool:
+        unchanged = base(Path(directory))
+        hunts = [pool.submit(hunt, entry, budget, 0, unchanged) for entry in entries]
+        for future in as_completed(hunts):
             yield future.result()
 
 
@@ -142,8 +144,3 @@ def _test(entry: Entry, source: Path) -> Result:
         result.unproven["error"] = 1
         result.what = done.stdout[-300:]
     return result
-
-
-def patience(budget: int) -> int:
-    """How long a hunt may take at the very most, in seconds."""
-    return budget * SEED_SECONDS_MAX

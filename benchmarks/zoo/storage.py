@@ -151,12 +151,11 @@ ENTRIES: Final = (
             ),
             Edit(
                 MACHINE,
-                "            read_capture(index, chunks, replacement)\n            replacement.commit()\n",
+                "            read_capture(index, chunks, replacement if fresh is None else FreshReplacement(replacement, fresh))\n",
                 "            try:\n"
                 "                read_capture(index, chunks, replacement)\n"
                 "            except ValueError:\n"
-                "                replacement = self._store.replacement(index)\n"
-                "            replacement.commit()\n",
+                "                replacement = self._store.replacement(index)\n",
             ),
         ),
     ),

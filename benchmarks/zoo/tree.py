@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -39,11 +41,24 @@ def apply(edits: Sequence[Edit], source: Path) -> dict[Path, str]:
     return changed
 
 
-def copy(target: Path, edits: Sequence[Edit]) -> Path:
-    """A copy of the source in `target`, changed; returns the directory to import `oarlock` from."""
+def base(target: Path) -> Path:
+    """A copy of the source as it is, compiled both ways, so that a changed copy of it starts quickly."""
     source = target / "src"
-    # Compiled modules would hide what is changed.
+    # Compiled extension modules would hide what is changed.
     shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    for path, text in apply(edits, source).items():
-        path.write_text(text)
+    for switches in ([], ["-O"]):
+        subprocess.run(
+            [sys.executable, *switches, "-m", "compileall", "-q", str(source)], check=True, stdout=subprocess.DEVNULL
+        )
     return source
+
+
+def copy(target: Path, edits: Sequence[Edit], source: Path = SOURCE) -> Path:
+    """A copy of `source` in `target`, changed; returns the directory to import `oarlock` from."""
+    changed = target / "src"
+    shutil.copytree(source, changed, ignore=shutil.ignore_patterns("*.so"))  # times are kept: what is compiled counts
+    for path, text in apply(edits, changed).items():
+        path.write_text(text)
+        for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
+            compiled.unlink()
+    return changed

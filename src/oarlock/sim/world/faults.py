@@ -519,7 +519,7 @@ class Faults:
             world.later(wait, self._change_now, process)
 
     def _scene(self, what: tuple[str, Process]) -> None:
-        """A leader is new: what needs one is set up, and an operator may be there before it has committed anything."""
+        """Among members that otherwise reach each other, and only while there is a leader: else nothing would follow."""
         name, process = what
         world = self._world
         if world.healed or not process.leads:
