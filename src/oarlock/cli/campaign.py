@@ -28,17 +28,18 @@ def run_task(text: str) -> str:
     task = json.loads(text)
     outcomes: list[dict[str, Any]] = []
     for seed in range(task["first"], task["first"] + task["count"]):
-        outcome = run_seed(seed, events=task["events"], off=frozenset(task["off"]))
+        outcome = run_seed(seed, events=task["events"], off=frozenset(task["off"]), markers=task["markers"])
         outcomes.append(asdict(outcome))
         if outcome.failed:
             break
     return json.dumps({"version": __version__, "outcomes": outcomes})
 
 
-def _tasks(seeds: range, events: int, off: frozenset[str]) -> Iterator[tuple[int, str]]:
+def _tasks(seeds: range, events: int, off: frozenset[str], markers: bool) -> Iterator[tuple[int, str]]:
+    same = {"events": events, "off": sorted(off), "markers": markers}
     for at in range(0, len(seeds), SEEDS_A_TASK):
         part = seeds[at : at + SEEDS_A_TASK]
-        yield part[0], json.dumps({"first": part[0], "count": len(part), "events": events, "off": sorted(off)})
+        yield part[0], json.dumps({"first": part[0], "count": len(part), **same})
 
 
 def _outcomes(text: str, where: str) -> list[Outcome]:
@@ -51,19 +52,19 @@ def _outcomes(text: str, where: str) -> list[Outcome]:
     return [Outcome(**outcome) for outcome in found["outcomes"]]
 
 
-def campaign(seeds: range, events: int, off: frozenset[str], jobs: int) -> Iterator[Outcome]:
+def campaign(seeds: range, events: int, off: frozenset[str], jobs: int, *, markers: bool = False) -> Iterator[Outcome]:
     """Outcomes as they come, from `jobs` processes. Nothing new is begun after a failure; what comes before the
     failing seed is finished, so that the lowest failing seed is always among the outcomes."""
     if jobs == 1:
         for seed in seeds:
-            outcome = run_seed(seed, events=events, off=off)
+            outcome = run_seed(seed, events=events, off=off, markers=markers)
             yield outcome
             if outcome.failed:
                 return
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork"), initializer=_leave_interrupts_alone) as pool:
         try:
-            yield from _feed(_tasks(seeds, events, off), lambda text: pool.submit(run_task, text), jobs)
+            yield from _feed(_tasks(seeds, events, off, markers), lambda text: pool.submit(run_task, text), jobs)
         except (KeyboardInterrupt, GeneratorExit):
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -97,7 +98,9 @@ def _feed(tasks: Iterator[tuple[int, str]], submit: Callable[[str], Future[str]]
                     future.cancel()
 
 
-def dask_campaign(seeds: range, events: int, off: frozenset[str], address: str) -> Iterator[Outcome]:
+def dask_campaign(
+    seeds: range, events: int, off: frozenset[str], address: str, *, markers: bool = False
+) -> Iterator[Outcome]:
     """The same on the workers of the scheduler at `address`, which must be running. Raises `ConfigurationError`."""
     try:
         import distributed
@@ -114,7 +117,7 @@ def dask_campaign(seeds: range, events: int, off: frozenset[str], address: str) 
             raise ConfigurationError(
                 f"--dask {address}: the scheduler has no workers; start some (`dask worker {address}`)"
             )
-        yield from _feed_dask(distributed, client, _tasks(seeds, events, off), workers)
+        yield from _feed_dask(distributed, client, _tasks(seeds, events, off, markers), workers)
 
 
 def _feed_dask(distributed: Any, client: Any, tasks: Iterator[tuple[int, str]], workers: int) -> Iterator[Outcome]:

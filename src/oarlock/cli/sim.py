@@ -29,6 +29,8 @@ from oarlock.sim.retell import retell
 from oarlock.sim.scenario import ScenarioError, play
 from oarlock.sim.world import Outcome, Replay, run_replay
 from oarlock.sim.world.choices import Choices
+from oarlock.sim.world.markers import markers as all_markers
+from oarlock.sim.world.outcome import MARKER
 from oarlock.sim.world.recording import Recording
 from oarlock.sim.world.shrink import ATTEMPTS_MAX, Shrinker
 from oarlock.sim.world.swarm import CLASSES, draw_swarm
@@ -79,6 +81,7 @@ TRACE_LINES = 120  # of a failure, on the terminal
 @click.option(
     "--dask", metavar="ADDRESS", default=None, help="Run the seeds on the workers of this dask.distributed scheduler."
 )
+@click.option("--markers", is_flag=True, help="Say which rare branches of the source no seed reached (slower).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.pass_context
 def sim(
@@ -98,6 +101,7 @@ def sim(
     scenario: Path | None,
     jobs: int | None,
     dask: str | None,
+    markers: bool,
     as_json: bool,
 ) -> None:
     """Run whole members on simulated networks, disks and clocks that fail, and check everything they promise.
@@ -112,6 +116,8 @@ def sim(
         raise click.UsageError("--replay and --seed exclude each other: a replay file names its seed")
     if scenario is not None:
         raise SystemExit(_play(scenario))
+    if markers and (replay is not None or seed is not None):
+        raise click.UsageError("--markers is about many seeds: without --seed and --replay")
     if dask is not None and (replay is not None or seed is not None or jobs is not None):
         raise click.UsageError("--dask is for many seeds on other machines: without --seed, --replay and --jobs")
     if replay is not None or seed is not None:
@@ -147,9 +153,9 @@ def sim(
     numbers, classes = range(start, start + seeds), frozenset(off)
     source: Iterator[Outcome]
     if dask is not None:
-        source = dask_campaign(numbers, events, classes, dask)
+        source = dask_campaign(numbers, events, classes, dask, markers=markers)
     else:
-        source = campaign(numbers, events, classes, jobs or os.cpu_count() or 1)
+        source = campaign(numbers, events, classes, jobs or os.cpu_count() or 1, markers=markers)
     with _Progress(seeds, quiet=as_json) as progress:
         try:
             for outcome in source:
@@ -172,6 +178,7 @@ def sim(
         html=html if not interrupted else None,
         as_json=as_json,
         trace=False,
+        markers=markers,
     )
     if digest:
         click.echo(_digest_of_all(outcomes))
@@ -199,12 +206,17 @@ def _finish(
     html: Path | None,
     as_json: bool,
     trace: bool,
+    markers: bool = False,
 ) -> None:
     failed = min((outcome for outcome in outcomes if outcome.failed), key=lambda o: o.seed, default=None)
     report: dict[str, Any] = {"version": __version__, "seeds": len(outcomes), "events": run.events}
     totals: Counter[str] = Counter()
     for outcome in outcomes:
         totals.update(outcome.statistics)
+    reached = {name.removeprefix(MARKER): totals.pop(name) for name in list(totals) if name.startswith(MARKER)}
+    never = [str(marker) for marker in all_markers() if marker.name not in reached] if markers else []
+    if markers:
+        report["markers"] = {"reached": dict(sorted(reached.items())), "never": never}
     report["statistics"] = dict(sorted(totals.items()))
     if seconds is not None:
         report["seconds"] = round(seconds, 3)
@@ -243,6 +255,10 @@ def _finish(
             f"turns, {totals['committed']} entries committed, {totals['elections']} elections, "
             f"{totals['recoveries']} recoveries"
         )
+    if markers:
+        click.echo(f"{len(reached)} markers reached, {len(never)} never" + ":" * bool(never))
+        for marker in never:
+            click.echo(f"  {marker}")
     if failed is None:
         click.echo("every invariant held" if outcomes else "nothing ran")
     else:

@@ -519,7 +519,7 @@ class Faults:
             world.later(wait, self._change_now, process)
 
     def _scene(self, what: tuple[str, Process]) -> None:
-        """Among members that otherwise reach each other, and only while there is a leader: else nothing would follow."""
+        """Among members that otherwise reach each other, and only while somebody leads: else nothing would follow."""
         name, process = what
         world = self._world
         if world.healed or not process.leads:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
@@ -61,7 +62,14 @@ def markers() -> tuple[Marker, ...]:
 
 @contextmanager
 def watching() -> Iterator[set[str]]:
-    """While this is entered, the set that it gives collects the names of markers reached by this thread."""
+    """While this is entered, the set that it gives collects the names of markers reached by this thread.
+
+    Raises `RuntimeError` if marked modules are compiled: a compiled line cannot be watched.
+    """
+    for name in ("core", "log"):
+        module = import_module(f"oarlock.raft.{name}")
+        if not str(module.__file__).endswith(".py"):
+            raise RuntimeError(f"{module.__name__} is compiled, and its markers cannot be watched: use a plain install")
     root = Path(oarlock.__file__).parent
     by_file: dict[str, dict[int, str]] = {}
     for marker in markers():

@@ -12,12 +12,15 @@ from oarlock.errors import ConfigurationError
 from oarlock.sim.failures import Violation
 from oarlock.sim.world.application import Application
 from oarlock.sim.world.choices import Edits
+from oarlock.sim.world.markers import watching
 from oarlock.sim.world.recording import Recording
 from oarlock.sim.world.swarm import CLASSES
 from oarlock.sim.world.trace import trace_text
 from oarlock.sim.world.world import EVENTS, TRACE_KEPT, World
 
 REPLAY_FORMAT = 1
+MARKER = "marker."
+"""What the names of markers begin with among the statistics."""
 
 
 class Replay(msgspec.Struct, kw_only=True, frozen=True):
@@ -96,9 +99,15 @@ class Outcome:
         return f"oarlock sim --seed {self.seed}{more} --digest"
 
 
-def run_seed(seed: int, *, events: int = EVENTS, off: frozenset[str] = frozenset()) -> Outcome:
-    """Run one seed through all phases."""
-    return run_replay(Replay(seed=seed, events=events, off=sorted(off)))
+def run_seed(seed: int, *, events: int = EVENTS, off: frozenset[str] = frozenset(), markers: bool = False) -> Outcome:
+    """Run one seed through all phases. With `markers` the statistics say which rare branches it reached (slower)."""
+    replay = Replay(seed=seed, events=events, off=sorted(off))
+    if not markers:
+        return run_replay(replay)
+    with watching() as reached:
+        outcome = run_replay(replay)
+    outcome.statistics.update((f"{MARKER}{name}", 1) for name in sorted(reached))
+    return outcome
 
 
 def run_replay(
