@@ -135,6 +135,15 @@ class Faults:
             if draw.draw(3) == 2:
                 self._world.network.clogged[link] = self._world.now + self._hold(draw)
 
+    def _versions(self, draw: Stream) -> None:
+        """A member is stopped and comes back in another release: a step of a rolling upgrade, or back."""
+        process = self._some(draw)
+        if process is not None:
+            process.release = draw.draw(3) - 1
+            self._world.note(process, f"changes to release {process.release:+}")
+            process.die(power=False)
+            self._world.restart_later(process)
+
     def _reset(self, draw: Stream) -> None:
         ids = self._ids()
         if len(ids) > 1:

@@ -10,6 +10,7 @@ from oarlock.raft.messages import AppendEntries, Message
 from oarlock.raft.types import NodeId
 from oarlock.sim.world.choices import MILLION
 from oarlock.sim.world.recording import Sent
+from oarlock.sim.world.versions import ENCODED_MASK, carried
 
 if TYPE_CHECKING:
     from oarlock.sim.world.process import Process
@@ -37,7 +38,7 @@ class Network:
         self._epochs: dict[tuple[NodeId, NodeId], int] = {}
         self.cut: set[tuple[NodeId, NodeId]] = set()
         self.clogged: dict[tuple[NodeId, NodeId], int] = {}
-        self.sent = self.dropped = 0
+        self.sent = self.dropped = self.encoded = 0
 
     def send(self, sender: Process, to: NodeId, message: Message) -> None:
         world = self._world
@@ -52,6 +53,16 @@ class Network:
             if recorded is not None:
                 recorded.fate = "cut"
             return
+        other = world.processes.get(to)
+        if sender.release or (other is not None and other.release) or not self.sent & ENCODED_MASK:
+            self.encoded += 1
+            carrying = carried(sender, other, message)
+            if carrying is None:
+                self.dropped += 1
+                if recorded is not None:
+                    recorded.fate = "unknown"
+                return
+            message = carrying
         ghost = 0
         copies = 1
         if self._unruly and not world.healed:

@@ -144,6 +144,7 @@ def statistics(world: World) -> dict[str, Any]:
         "virtual_ms": world.now // 1_000_000,
         "messages": world.network.sent,
         "dropped": world.network.dropped,
+        "encoded": world.network.encoded,
         "members": len(world.processes),
         "elections": oracle.elections,
         "committed": oracle.commit_max,

@@ -91,6 +91,7 @@ class Process:
         self.sync_factor = 1
         self.sync_extra = 0  # ns on top of every sync
         self.job_extra = 0  # ns on top of everything that is written aside
+        self.release = 0  # -1: the one before, 1: the one after (see `versions`)
         self.member: Member | None = None
         self.machine: WorldMachine | None = None
         self.life = 0

@@ -25,7 +25,7 @@ CLASSES: tuple[str, ...] = (
     # clocks
     "drift", "wall", "freeze",
     # people and programs
-    "transfer", "members", "replace", "retry", "abandon", "big", "hasty",
+    "transfer", "members", "replace", "retry", "abandon", "big", "hasty", "versions",
     # the order of things
     "priorities", "core",
 )  # fmt: skip
@@ -83,7 +83,7 @@ class Swarm:
 TIMED: tuple[str, ...] = (
     "partition", "bridge", "one_way", "flap", "clog", "reset", "kill", "power", "crash_all", "pause",
     "slow_cpu", "hint", "slow_disk", "sync_failure", "eio", "full", "rot", "wipe", "misdirect", "drift", "wall",
-    "freeze", "transfer", "members", "replace",
+    "freeze", "transfer", "members", "replace", "versions",
 )  # fmt: skip
 """The classes that strike now and then; the others colour everything, or follow an election."""
 

@@ -330,6 +330,7 @@ class World:
             client.stopped = True
         for process in list(self.processes.values()):
             process.unpause()
+            process.release = max(process.release, 0)  # the upgrade is finished: nobody is of the release before
             process.cpu = self.swarm.cpu
             process.clock.thaw(self.now)
             process.repair()
