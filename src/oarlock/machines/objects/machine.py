@@ -34,6 +34,7 @@ END: Final = "$end"
 STATE_FORMAT: Final = 1
 POSITION_BITS: Final = 20  # of a command in its entry: a batch of 1 MiB holds fewer commands than this counts
 PARTS_DEPTH_MAX: Final = 8
+_NO_STATE: Final = frozenset({BINDING, "__orig_class__"})  # the latter is what `typing` leaves on `Generic[...]()`
 
 HOLDER_PATH: Final = "$holder"
 """The path under which the end of a holder is noted; the key is the holder."""
@@ -183,7 +184,9 @@ class Spec:
 
     def state_of(self, target: object) -> dict[str, Any]:
         """The attributes of a part that are its own state."""
-        return {name: value for name, value in vars(target).items() if name != BINDING and not has_commands(value)}
+        return {
+            name: value for name, value in vars(target).items() if name not in _NO_STATE and not has_commands(value)
+        }
 
 
 def has_commands(value: object) -> bool:
