@@ -73,7 +73,7 @@ _OF_MEMBERSHIP = {
     ),
     "too_many_learners": (Code.FAILED_PRECONDITION, "etcdserver: too many learner members in cluster"),
     "not_enough_started": (
-        Code.FAILED_PRECONDITION,
+        Code.UNKNOWN,  # as etcd 3.5 on the wire, whatever its tables say
         "etcdserver: re-configuration failed due to not enough started members",
     ),
     "unhealthy": (Code.UNAVAILABLE, "etcdserver: unhealthy cluster"),
