@@ -240,6 +240,20 @@ def test_too_many_bytes_are_refused_at_once() -> None:
     assert isinstance(group.results[1, refused], Overloaded)
 
 
+def test_a_member_far_behind_what_is_committed_takes_nothing_new() -> None:
+    """Applying is part of the step that commits, so the gap shows while a snapshot is put in place only; a bound below
+    zero makes it show at any time."""
+    group = Group(limits=MemberLimits(apply_gap_max=-1))
+    leader = group.elect()
+    for member in (leader, followers(group)[0]):
+        first = group.propose(member, b"c")
+        group.settle()
+        error = group.results[member, first]
+        assert isinstance(error, Overloaded) and error.bound == "apply_gap_max"
+        assert error.outcome is Outcome.NOT_EXECUTED
+    assert group.applied() == [[]] or not any(group.applied())
+
+
 def test_a_command_over_the_bound_is_refused_alone() -> None:
     group = Group()
     leader = group.elect()
