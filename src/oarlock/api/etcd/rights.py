@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol, TypeAlias
 
 from oarlock.api import proto
-from oarlock.api.etcd import requests
+from oarlock.api.etcd import codec, requests
 from oarlock.api.etcd.parsing import parse
 from oarlock.api.limits import Limits
 from oarlock.machines.kv.auth import AuthState
-from oarlock.machines.kv.commands import KvError, Op
+from oarlock.machines.kv.commands import KvError, Op, Put, Range
 from oarlock.machines.kv.permissions import interval
 from oarlock.machines.kv.visit import READ, WRITE
 
@@ -93,6 +93,7 @@ _lease_revoke, _lease_time_to_live = (
 _alarm = _message("etcdserverpb.AlarmRequest")
 _user_get, _role_get = _message("etcdserverpb.AuthUserGetRequest"), _message("etcdserverpb.AuthRoleGetRequest")
 _ALARM_GET = 0
+_PutRequest, _RangeRequest = proto.message("etcdserverpb.PutRequest"), proto.message("etcdserverpb.RangeRequest")
 
 
 def _revoke_lease(auth: AuthState, user: str, revision: int, message: bytes, leases: Leases) -> KvError | None:
@@ -130,15 +131,24 @@ def _own_role(auth: AuthState, user: str, revision: int, message: bytes, leases:
     return None if found is not None and _role_get(message).role in found.roles else refused
 
 
+def _put_command(data: bytes) -> Op:
+    simple = codec.decode_put(data)
+    return Put(*simple) if simple is not None and simple[0] else requests.put_command(parse(_PutRequest, data))
+
+
+def _range_command(data: bytes) -> Op:
+    key = codec.decode_get(data)
+    return Range(key) if key is not None else requests.range_command(parse(_RangeRequest, data))
+
+
 def table(limits: Limits) -> dict[tuple[str, str], Row]:
     """The row of every RPC that is served, by service and method."""
     txn = _message("etcdserverpb.TxnRequest")
-    put, get = _message("etcdserverpb.PutRequest"), _message("etcdserverpb.RangeRequest")
     delete = _message("etcdserverpb.DeleteRangeRequest")
     rows: dict[str, dict[str, Row]] = {
         "etcdserverpb.KV": {
-            "Range": _operations(lambda data: requests.range_command(get(data))),
-            "Put": _operations(lambda data: requests.put_command(put(data))),
+            "Range": _operations(_range_command),
+            "Put": _operations(_put_command),
             "DeleteRange": _operations(lambda data: requests.delete_command(delete(data))),
             "Txn": _operations(lambda data: requests.txn_command(txn(data), limits.txn_ops_max, limits.txn_depth_max)),
             "Compact": root,

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 TOKEN_BYTES_MAX: Final = 8192
 PREFIX_LETTERS: Final = 32  # of 52: 182 bits
 INDEX_DIGITS_MAX: Final = 20
+TAKEN_APART_MAX: Final = 1024
 _LETTERS: Final = string.ascii_letters
 
 
@@ -78,6 +79,7 @@ class SimpleTokens:
         self._ttl_s = ttl_s
         self._entries_max = entries_max
         self._until: OrderedDict[bytes, float] = OrderedDict()  # digest -> monotonic time, used longest ago first
+        self._taken_apart: dict[bytes, tuple[bytes, int]] = {}  # token -> digest and index; those used of late
 
     @staticmethod
     def make() -> tuple[str, bytes]:
@@ -86,10 +88,16 @@ class SimpleTokens:
         return prefix, _digest(prefix.encode())
 
     def resolve(self, token: bytes) -> Identity | None:
-        prefix, index = _split(token)
-        if index is None:
-            return None
-        digest = _digest(prefix)
+        apart = self._taken_apart.get(token)
+        if apart is None:
+            prefix, number = _split(token)
+            if number is None:
+                return None
+            apart = (_digest(prefix), number)
+            if len(self._taken_apart) >= TAKEN_APART_MAX:
+                self._taken_apart.clear()
+            self._taken_apart[token] = apart
+        digest, index = apart
         found = self._auth.token(digest)
         if found is None or found.index != index:
             return None

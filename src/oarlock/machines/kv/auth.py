@@ -227,6 +227,8 @@ class AuthState:
         """`refuse_range` for everything that a key-value command touches. `keys_of` gives the keys on a lease."""
         if not self.enabled:
             return None
+        if type(command) is Put and not (command.lease or command.prev_kv):  # what nearly all commands are
+            return self.refuse_range(user, revision, WRITE, interval(command.key, b""))
         if (refused := self.refuse_nobody(user)) is not None:
             return refused
         for right, key, range_end in touches(command):

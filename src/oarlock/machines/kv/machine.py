@@ -382,6 +382,13 @@ class KvMachine:
             refused = self.auth.refuse(user, auth_revision, command, self.keys_of_lease, wrapped=wrapped)
             if refused is not None:
                 return Refused(refused, self._revision)
+        if type(command) is Put and not (
+            command.lease or command.ignore_value or command.ignore_lease or self.alarms.blocking
+        ):
+            main = self._revision + 1  # as `apply` does it
+            previous = self._put(main, 0, command.key, command.value, 0)
+            self._revision = main
+            return PutResult(main, previous if command.prev_kv else None)
         return self._apply_one(command, context)
 
     def _apply_one(self, command: Command, context: Context) -> Result:
