@@ -1,4 +1,4 @@
-"""The same random requests about leases to a real etcd and to ours: every answer must be the same but for time.
+"""The same random requests about leases, alarms and hashes to a real etcd and to ours: the answers must be the same.
 
 Remaining TTLs are compared with a second's tolerance, ids that a server chose not at all, the order of a list not.
 """
@@ -26,6 +26,7 @@ TTLS = (60, 60, 100, 7200, 9_000_000_000, 9_000_000_001, 2**63 - 1, 0, 1, -1, -(
 class Generator:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self.alarm = False
 
     def lease(self) -> int:
         return self.random.choice((*LEASES, *LEASES[:3], 0, 77))
@@ -47,7 +48,23 @@ class Generator:
     def next(self) -> tuple[str, Any]:
         draw = self.random
         match draw.choice(
-            ("grant",) * 3 + ("revoke", "ttl", "ttl", "leases", "alive", "put", "put", "put", "delete", "txn", "range")
+            ("grant",) * 3
+            + (
+                "revoke",
+                "ttl",
+                "ttl",
+                "leases",
+                "alive",
+                "put",
+                "put",
+                "put",
+                "delete",
+                "txn",
+                "range",
+                "hash",
+                "hash",
+                "alarm",
+            )
         ):
             case "grant":
                 return "LeaseGrant", M["LeaseGrantRequest"](ID=self.lease(), TTL=draw.choice(TTLS))
@@ -63,6 +80,13 @@ class Generator:
                 return "Put", self.put()
             case "delete":
                 return "DeleteRange", M["DeleteRangeRequest"](key=self.key(), prev_kv=True)
+            case "hash":
+                return "HashKV", M["HashKVRequest"](revision=draw.choice((0, 0, 1, 2, 5, 10, 20, 50, 10**6, -1)))
+            case "alarm":
+                # On and, nearly always, off again: what else is asked meanwhile must be refused alike.
+                self.alarm = not self.alarm
+                action = draw.choice((1, 1, 0)) if self.alarm else 2
+                return "Alarm", M["AlarmRequest"](action=action, memberID=5, alarm=draw.choice((1, 1, 1, 0)))
             case "txn":
                 compare = M["Compare"](result=draw.randint(0, 3), target=4, key=self.key(), lease=self.lease())
                 ops = [[op(self.put()) for _ in range(draw.randint(0, 2))] for _ in range(2)]
@@ -95,6 +119,8 @@ class Leases:
             ordered = sorted(response.keys)
             del response.keys[:]
             response.keys.extend(ordered)
+        if name == "HashKV":
+            response.ClearField("hash_revision")  # etcd has it since 3.6
         if name == "LeaseLeases":
             ids = sorted(lease.ID for lease in response.leases)
             del response.leases[:]
@@ -116,16 +142,18 @@ def test_the_same_requests_about_leases_get_the_same_answers(
     etcd, us = real(), ours()
     one, other = Leases(etcd, etcd.address), Leases(us, us.address)
     # Leases of etcd's shortest TTL would expire in the middle of the run: those are renewed, or the same everywhere.
-    granted = 0
+    granted = hashes = 0
     for number in range(COUNT):
         name, request = generator.next()
         if name == "LeaseGrant" and request.TTL < 60 and request.ID:
             request.ID = 77 if number % 2 else 0  # shown once, and gone
         expected, actual = one.send(name, request), other.send(name, request)
         assert expected == actual, f"seed {SEED}, request {number} {name}: {request}"
+        hashes += name == "HashKV" and "error" not in expected
         granted += name == "LeaseGrant" and "error" not in expected
         if name == "LeaseGrant" and request.ID == 77:
             assert one.send("LeaseRevoke", M["LeaseRevokeRequest"](ID=77)) == other.send(
                 "LeaseRevoke", M["LeaseRevokeRequest"](ID=77)
             )
-    assert granted > COUNT // 40, "the run granted too little to mean anything"
+    assert hashes > COUNT // 40, "too few hashes were compared"
+    assert granted > COUNT // 60, "the run granted too little to mean anything"

@@ -19,7 +19,7 @@ from oarlock.api.grpc import Call, Method, RpcError, StreamCall
 from oarlock.errors import RaftError
 from oarlock.machines.kv.commands import KvError, Refused
 from oarlock.machines.kv.commands_lease import LeaseDone, LeaseGrant, LeaseGranted, LeaseRevoke
-from oarlock.machines.kv.leases import TTL_MAX, LeaseBook
+from oarlock.machines.kv.leases import LeaseBook
 
 KEEP_ALIVES_AT_ONCE_MAX: Final = 1000
 """Keep-alives of one stream that are asked of the leader together; what else has come waits for their answer."""
@@ -66,8 +66,6 @@ class LeaseService:
         self._context.may_replicate(call, len(message))
         if self._context.guarded and not self._context.has_space(call, len(message)):
             return
-        if request.TTL > TTL_MAX:
-            raise RpcError(*errors.LEASE_TTL_TOO_LARGE)
         self._try_grant(call, request.ID, max(request.TTL, self._backend.lease_ttl_min), ID_TRIES_MAX)
 
     def _try_grant(self, call: Call, asked: int, ttl: int, tries: int) -> None:
