@@ -34,6 +34,7 @@ from oarlock.machines.kv.commands import (
     TxnResult,
     encode,
 )
+from oarlock.machines.kv.commands_alarm import AlarmActivate, AlarmDeactivate, AlarmResult, AuditMark, AuditReport
 from oarlock.machines.kv.commands_lease import (
     LeaseDone,
     LeaseExpire,
@@ -78,13 +79,65 @@ class Model:
         self.compacted = -1
         self.leases: dict[int, tuple[int, int]] = {}  # TTL in s, ceiling in ns
         self.clock = 0
+        self.alarms: dict[tuple[int, int], bool] = {}  # member and kind -> whether a comparison raised it
+        self.mark = (0, 0)  # index, and how many are to report
+        self.reports: dict[int, bytes] = {}
+        self.index = 0
 
     @property
     def revision(self) -> int:
         return len(self.states) - 1
 
-    def run(self, command: Command) -> Any:
+    def blocked(self, command: Any) -> KvError | None:
+        if any(kind == 2 and not named for (_, kind), named in self.alarms.items()):
+            kinds = Put | DeleteRange | Range | Txn | Compact | LeaseGrant | LeaseRevoke | LeaseExpire
+            return KvError.CORRUPT if isinstance(command, kinds) else None
+        if any(kind == 1 for _, kind in self.alarms):
+
+            def takes_space(op: Any) -> bool:
+                if isinstance(op, Txn):
+                    return any(takes_space(inner) for inner in op.success + op.failure)
+                return isinstance(op, Put)
+
+            return KvError.NO_SPACE if isinstance(command, LeaseGrant) or takes_space(command) else None
+        return None
+
+    def run_alarm(self, command: Any) -> Any:
+        changed = True
+        if isinstance(command, AlarmActivate | AlarmDeactivate):
+            if command.alarm not in (1, 2):
+                raise Refusal(KvError.UNKNOWN_ALARM)
+            key = (command.member, command.alarm)
+            changed = (key in self.alarms) is isinstance(command, AlarmDeactivate)
+            if isinstance(command, AlarmActivate):
+                self.alarms.setdefault(key, False)
+            else:
+                self.alarms.pop(key, None)
+        elif isinstance(command, AuditMark):
+            if command.term == TERM:
+                self.mark, self.reports = (self.index, command.members), {}
+        elif command.index == self.mark[0] and len(command.digest) == 16:
+            members = self.mark[1]
+            if command.member not in self.reports and len(self.reports) < members:
+                self.reports[command.member] = command.digest
+                said = list(self.reports.values())
+                right = [digest for digest in set(said) if said.count(digest) > members / 2]
+                if right:
+                    for member, digest in self.reports.items():
+                        if digest != right[0]:
+                            self.alarms.setdefault((member, 2), True)
+                elif len(set(said)) > 1:
+                    most = max(said.count(digest) for digest in said)
+                    if most + members - len(said) <= members / 2:
+                        self.alarms.setdefault((0, 2), False)
+        return ("alarm", self.revision, changed)
+
+    def run(self, command: Command, *, logged: bool = True) -> Any:
         try:
+            if isinstance(command, AlarmActivate | AlarmDeactivate | AuditMark | AuditReport):
+                return self.run_alarm(command)
+            if logged and (blocked := self.blocked(command)) is not None:
+                raise Refusal(blocked)
             if isinstance(command, Compact):
                 if command.revision <= self.compacted:
                     raise Refusal(KvError.COMPACTED)
@@ -269,6 +322,8 @@ def plain(result: Any) -> Any:
             return ("txn", revision, succeeded, [plain(r) for r in responses])
         case CompactResult(revision):
             return ("compact", revision)
+        case AlarmResult(revision, changed):
+            return ("alarm", revision, changed)
         case LeaseGranted(revision, lease, ttl):
             return ("granted", revision, lease, ttl)
         case LeaseDone(revision):
@@ -345,7 +400,19 @@ leases = st.one_of(
         lambda pairs: st.builds(LeaseExpire, terms, st.just([p[0] for p in pairs]), st.just([p[1] for p in pairs]))
     ),
 )
-commands = st.one_of(puts, puts, puts, deletes, ranges, txns, compacts, leases, grants)
+members = st.sampled_from([0, 1, 2, 3])
+alarms = st.one_of(
+    st.builds(AlarmActivate, members, st.sampled_from([1, 1, 2, 0, 3])),
+    *[st.builds(AlarmDeactivate, members, st.sampled_from([1, 2]))] * 3,
+    st.builds(AuditMark, terms, st.sampled_from([2, 3, 3, 5])),
+    *[
+        st.builds(
+            AuditReport, st.integers(1, 5), st.sampled_from([0, 0, 0, 1]), st.sampled_from([b"A" * 16, b"B" * 16, b"A"])
+        )
+    ]
+    * 4,
+)
+commands = st.one_of(puts, puts, puts, deletes, ranges, txns, compacts, leases, grants, alarms)
 
 hot_writes = st.builds(Put, hot, values) | st.builds(DeleteRange, hot)
 long_writes = st.one_of(
@@ -389,6 +456,16 @@ class KvAgainstModel(RuleBasedStateMachine):
     def apply_a_few(self, batch: list[Command]) -> None:
         self.apply(batch)
 
+    @rule(batch=st.lists(alarms, min_size=3, max_size=9))
+    def apply_alarms(self, batch: list[Command]) -> None:
+        self.apply(batch)
+
+    @rule()
+    def disarm(self) -> None:
+        """Otherwise most of a run would be refused."""
+        known = list(self.model.alarms)
+        self.apply([AlarmDeactivate(member, kind) for member, kind in known] + [Put(b"a", b"after")])
+
     @rule(batch=st.lists(st.one_of(hot_writes, hot_writes, commands), min_size=8, max_size=16))
     def apply_many(self, batch: list[Command]) -> None:
         self.apply(batch)
@@ -399,7 +476,10 @@ class KvAgainstModel(RuleBasedStateMachine):
 
     def apply(self, batch: list[Command]) -> None:
         expected = []
+        self.model.index = len(self.entries) + 1
         for command in batch:
+            if isinstance(command, AuditReport) and not command.index:  # 0 was drawn for the last mark
+                command.index = self.model.mark[0]
             if isinstance(command, LeaseExpire):  # what was drawn is the distance from the true ceiling
                 known = self.model.leases
                 command.ceilings = [
@@ -417,7 +497,7 @@ class KvAgainstModel(RuleBasedStateMachine):
     @rule(request=ranges)
     def read(self, request: Range) -> None:
         before = self.model.states[:]
-        expected = self.model.run(request)
+        expected = self.model.run(request, logged=False)
         assert before == self.model.states
         for machine in (self.memory, self.disk):
             assert plain(machine.range(request)) == expected
@@ -426,7 +506,7 @@ class KvAgainstModel(RuleBasedStateMachine):
     def read_every_revision(self) -> None:
         for revision in range(max(self.model.compacted, 1), self.model.revision + 1):
             for request in (Range(b"\0", b"\0", revision=revision), Range(b"a", revision=revision)):
-                expected = self.model.run(request)
+                expected = self.model.run(request, logged=False)
                 assert plain(self.memory.range(request)) == expected
                 assert plain(self.disk.range(request)) == expected
 
@@ -499,6 +579,10 @@ class KvAgainstModel(RuleBasedStateMachine):
             assert machine.applied_index == len(self.entries)
             assert dict(machine.leases.items()) == self.model.leases
             assert machine.leases.clock == self.model.clock
+            assert machine.alarms.active() == sorted(self.model.alarms)
+            assert machine.alarms.reports() == dict(sorted(self.model.reports.items()))
+            for member in range(4):
+                assert machine.alarms.quarantined(member) is self.model.alarms.get((member, 2), False)
             for lease in self.model.leases:
                 assert machine.leases.keys(lease) == self.model.attached(lease)
         assert self.memory.hash() == self.disk.hash()
