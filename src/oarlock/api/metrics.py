@@ -13,6 +13,7 @@ from oarlock.api.grpc.router import Method
 from oarlock.api.grpc.status import Code
 from oarlock.machines.kv.alarms import AlarmBook
 from oarlock.machines.kv.commands_alarm import AlarmType
+from oarlock.machines.kv.watch import WatchHub
 
 _CODE_NAMES = (
     "OK",
@@ -78,6 +79,7 @@ class _BackendCollector:
     def collect(self) -> Iterator[Metric]:
         backend = self._backend
         view = backend.status()
+        watches: WatchHub | None = getattr(backend.kv, "watches", None)
         for name, text, value in (
             ("etcd_server_has_leader", "Whether or not a leader exists. 1 is existence, 0 is not.", bool(view.leader)),
             ("etcd_server_is_leader", "Whether or not this member is a leader.", view.leader == backend.member_id),
@@ -98,6 +100,21 @@ class _BackendCollector:
                 "The revision of the last compaction.",
                 getattr(backend.kv, "compact_revision", 0),
             ),
+            (
+                "etcd_debugging_mvcc_watcher_total",
+                "Total number of watchers.",
+                watches.watcher_count if watches is not None else 0,
+            ),
+            (
+                "etcd_debugging_mvcc_slow_watcher_total",
+                "Total number of unsynced slow watchers.",
+                watches.unsynced_count if watches is not None else 0,
+            ),
+            (
+                "oarlock_watch_outbox_bytes",
+                "Events that wait for the readers of watches.",
+                watches.outbox_bytes if watches is not None else 0,
+            ),
             ("oarlock_raft_term", "The member's current term.", view.raft_term),
             ("oarlock_leases", "Leases that are in force.", len(getattr(backend.kv, "leases", ()))),
             (
@@ -112,6 +129,11 @@ class _BackendCollector:
         )
         yield CounterMetricFamily(
             "etcd_server_proposals_applied", "The consensus log's applied index.", value=float(view.raft_applied_index)
+        )
+        yield CounterMetricFamily(
+            "etcd_debugging_mvcc_events",
+            "Total number of events sent by this member.",
+            value=float(watches.events_delivered if watches is not None else 0),
         )
         alarms = GaugeMetricFamily("oarlock_alarms", "Alarms that are on.", labels=["alarm"])
         book: AlarmBook | None = getattr(backend.kv, "alarms", None)

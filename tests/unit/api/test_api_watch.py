@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.support.auth_setup import CHEAP, ok, people
 from tests.support.h2_client import H2Client, message_frame
 
 from oarlock.api import proto
@@ -283,5 +284,60 @@ def test_a_thousand_watches_on_one_stream(engine: str, run: Run, serving: Any, c
             responses = await watch.until(2 * count)
             assert {r.watch_id for r in responses[count:]} == set(range(count))
             assert all(len(r.events) == 1 for r in responses[count:])
+
+    run(scenario())
+
+
+def test_what_may_not_be_read_may_not_be_watched(engine: str, run: Run, serving: Any) -> None:
+    """The range is checked as it is watched: an empty key, an empty end and a zero byte are what they stand for."""
+
+    async def scenario() -> None:
+        async with serving(engine, auth=CHEAP) as served, await H2Client.connect(served.url) as client:
+            tokens = await people(client)
+            reader = Watch(client, ((b"token", tokens["reader"].encode()),))
+            for key, end in (
+                (b"a", b""),
+                (b"a", b"c"),
+                (b"c", b""),
+                (b"a", b"\0"),
+                (b"", b""),
+                (b"", b"\0"),
+                (b"b", b"d"),
+            ):
+                reader.create(key, range_end=end)
+            responses = await reader.until(7)
+            assert [r.canceled for r in responses] == [False, False, True, True, True, True, True]
+            refused = responses[2:]
+            assert {r.cancel_reason for r in refused} == {
+                "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
+            }
+            assert all(r.created and r.watch_id == -1 for r in refused)
+            nobody = Watch(client)
+            nobody.create(b"a")
+            (answer,) = await nobody.until(1)
+            assert answer.canceled and answer.watch_id == -1
+            assert answer.cancel_reason == "rpc error: code = InvalidArgument desc = etcdserver: user name is empty"
+            put_request = PutRequest(key=b"a", value=b"seen")
+            await ok(client, "KV/Put", put_request, tokens["writer"])
+            assert [len(r.events) for r in (await reader.until(9))[7:]] == [1, 1]
+
+    run(scenario())
+
+
+def test_who_may_not_read_an_election_may_not_observe_it(engine: str, run: Run, serving: Any) -> None:
+    async def scenario() -> None:
+        async with serving(engine, auth=CHEAP) as served, await H2Client.connect(served.url) as client:
+            tokens = await people(client)
+            request = proto.message("v3electionpb.LeaderRequest")()
+            for name, allowed in ((b"a", True), (b"x", False)):
+                request.name = name
+                stream_id = client.start("/v3electionpb.Election/Observe", ((b"token", tokens["reader"].encode()),))
+                client.send(stream_id, message_frame(request.SerializeToString()), end_stream=True)
+                if allowed:
+                    hub = served.backend.machine.watches
+                    await served.until(lambda hub=hub: hub.watcher_count == 1, "somebody looks on")
+                else:
+                    answer = await client.finish(stream_id)
+                    assert answer.code == Code.PERMISSION_DENIED
 
     run(scenario())
