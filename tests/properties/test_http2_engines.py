@@ -288,3 +288,81 @@ def test_what_we_encode_any_decoder_reads(extra: list[tuple[bytes, bytes]]) -> N
     decoder = hpack.Decoder()
     for _ in range(2):
         assert [tuple(f) for f in decoder.decode(encode_block([*RESPONSE, *extra]), raw=True)] == [*RESPONSE, *extra]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from([b"x-a", b"x-bb"]), st.integers(0, 1500)),
+            st.sampled_from([0, 50, 1000, 4096]),
+        ),
+        min_size=1, max_size=20,
+    )
+)  # fmt: skip
+def test_the_dynamic_table_is_hpacks(steps: list[Any]) -> None:
+    """Also where it overflows: what is evicted too late or too early is a wrong header in some later request."""
+    encoder, theirs, ours = hpack.Encoder(), hpack.Decoder(max_header_list_size=10_000), BlockDecoder(10_000)
+    for step in steps:
+        if isinstance(step, int):
+            encoder.header_table_size = step
+            continue
+        block = encoder.encode([(step[0], b"v" * step[1])], huffman=False)
+        assert ours.decode(block) == tuple(theirs.decode(block, raw=True))
+        table = [(bytes(name), bytes(value)) for name, value in theirs.header_table.dynamic_entries]
+        assert list(ours._table) == table
+        assert ours._bytes == sum(len(name) + len(value) + 32 for name, value in table)
+
+
+def opened(name: str, window: int, streams: int) -> Engine:
+    """An engine whose client grants `window` bytes to each of `streams` requests, all complete."""
+    engine, sink = made(name)
+    encoder = hpack.Encoder()
+    engine.feed(PREFACE + frame(4, 0, 0, b"\0\x04" + window.to_bytes(4, "big")))
+    for number in range(streams):
+        headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/x"), (b":authority", b"h")]
+        engine.feed(frame(1, 0x5, 2 * number + 1, encoder.encode(headers)))
+    assert len(sink.ended) == streams
+    engine.take(1 << 20)
+    return engine
+
+
+def sent_to(engine: Engine) -> dict[int, int]:
+    """Bytes of DATA for each stream in what the engine has to send."""
+    sent: dict[int, int] = {}
+    while data := engine.take(1 << 20):
+        for frame_ in frames(data):
+            if frame_[3] == 0:
+                stream = int.from_bytes(frame_[5:9], "big")
+                sent[stream] = sent.get(stream, 0) + len(frame_) - 9
+    return sent
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("size", [5000, 50_000])
+def test_a_streams_window_is_kept(name: str, size: int) -> None:
+    engine = opened(name, 1000, 1)
+    engine.answer(1, RESPONSE, bytes(size), TRAILERS)
+    assert sent_to(engine) == {1: 1000}
+    assert engine.unsent(1) == size - 1000
+    engine.feed(frame(8, 0, 1, (500).to_bytes(4, "big")))
+    assert sent_to(engine) == {1: 500}
+    engine.feed(frame(4, 0, 0, b"\0\x04" + (500).to_bytes(4, "big")))  # the client takes 500 back ...
+    engine.feed(frame(8, 0, 1, (600).to_bytes(4, "big")))  # ... so of these, 100 are left
+    assert sent_to(engine) == {1: 100}
+    engine.feed(frame(8, 0, 1, (size).to_bytes(4, "big")))
+    assert sent_to(engine) == {1: size - 1600}
+    assert engine.unsent() == 0
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_connections_window_is_kept(name: str) -> None:
+    engine = opened(name, 1 << 20, 5)
+    for number in range(5):
+        engine.answer(2 * number + 1, RESPONSE, bytes(16_000), TRAILERS)
+    assert sum(sent_to(engine).values()) == 65_535
+    engine.feed(frame(8, 0, 0, (1000).to_bytes(4, "big")))
+    assert sum(sent_to(engine).values()) == 1000
+    engine.feed(frame(8, 0, 0, (1 << 20).to_bytes(4, "big")))
+    assert sum(sent_to(engine).values()) == 80_000 - 66_535
+    assert engine.unsent() == 0
