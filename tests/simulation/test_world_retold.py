@@ -18,7 +18,7 @@ from oarlock.machines.kv.machine import KvMachine
 from oarlock.raft import quorum
 from oarlock.raft.core import Raft
 from oarlock.raft.events import Send
-from oarlock.raft.log import Log
+from oarlock.raft.types import SnapshotMeta
 from oarlock.sim.failures import Violation
 from oarlock.sim.retell import ALIKE, LINES_MAX, retell
 from oarlock.sim.scenario import play
@@ -50,15 +50,14 @@ def read_before_the_term_is_committed(patch: Patch) -> None:
     patch.setattr(Raft, "_committed_in_term", lambda self: True)
 
 
-def keep_stable_on_truncation(patch: Patch) -> None:
-    real = Log.truncate_from
+def snapshot_with_todays_configuration(patch: Patch) -> None:
+    real = Raft.snapshot_meta
 
-    def truncate(self: Log, index: int) -> None:
-        stable = self.stable_index
-        real(self, index)
-        self.stable_index = stable
+    def meta(self: Raft, index: int) -> SnapshotMeta:
+        found = real(self, index)
+        return SnapshotMeta(found.index, found.term, self.configuration)
 
-    patch.setattr(Log, "truncate_from", truncate)
+    patch.setattr(Raft, "snapshot_meta", meta)
 
 
 def delete_nothing(patch: Patch) -> None:
@@ -92,7 +91,7 @@ def made_short(failure: Outcome) -> tuple[Replay, Outcome, Recording]:
         count_one_too_many,
         acknowledge_before_the_sync,
         read_before_the_term_is_committed,
-        keep_stable_on_truncation,
+        snapshot_with_todays_configuration,
     ],
 )
 def test_a_defect_of_the_core_becomes_a_scenario(plant: Callable[[Patch], None], monkeypatch: Patch) -> None:

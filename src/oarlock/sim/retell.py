@@ -25,6 +25,7 @@ from oarlock.sim.world.swarm import Swarm
 LINES_MAX: Final = 30  # of a scenario, comments included
 WIDTH: Final = 100
 TRIES_MAX: Final = 4000  # runs of the stage that one scenario may take; each is some milliseconds
+RELEASE: Final = -1  # stands for the order to release the log, among tickets
 HEARTBEAT: Final = "100ms"  # the stage's members have the default timeouts
 
 # What the stage's checkers call what the world's checkers call so.
@@ -66,6 +67,11 @@ def retell(recording: Recording, swarm: Swarm, invariant: str, what: str, title:
                 commands=len(shortest), tries=tries.count,
             )  # fmt: skip
         return Retold(text, violation.name, str(violation), commands=len(shortest), tries=tries.count)
+    if tries.others:
+        said = "; ".join(tries.others.values())
+        return Retold(
+            "", why=f"given the same, the core breaks something else than {invariant}: {said}", tries=tries.count
+        )
     return Retold(
         "",
         why=f"the core alone does not break {invariant} when it is given the same messages, requests and crashes: the "
@@ -82,6 +88,7 @@ class _Tries:
         self._wanted = wanted
         self.count = 0
         self.violation: Violation | None = None
+        self.others: dict[str, str] = {}  # what else fired, by name
 
     def run(self, commands: Sequence[str]) -> list[str] | None:
         """The commands that could be carried out, up to the one at which a wanted invariant broke; else None."""
@@ -107,6 +114,7 @@ class _Tries:
 
     def _fired(self, done: list[str], command: str, violation: Violation) -> list[str] | None:
         if violation.name not in self._wanted:
+            self.others.setdefault(violation.name, str(violation))
             return None
         self.violation = violation
         return [*done, command]
@@ -179,6 +187,7 @@ class _Teller:
         self._queues: dict[tuple[NodeId, NodeId, str], _Queue] = {}
         self._arrivals: dict[int, int] = {}  # how often a message will still arrive
         self._payloads = 0
+        self._ordered: dict[NodeId, list[int]] = {}  # tickets of what a disk was asked for and has not synced
         self._up: set[NodeId] = set()
 
     def commands(self) -> list[str]:
@@ -228,6 +237,8 @@ class _Teller:
 
     def _note(self, note: Note) -> None:
         node, what = note.node, note.what
+        if "starts" in what or any(word in what for word in ("killed", "loses power", "stops")):
+            self._ordered.pop(node, None)
         if "starts" in what:
             if node not in self._up:
                 self._out.append(f"restart {node}")
@@ -252,9 +263,8 @@ class _Teller:
                     sent = next(arrived, None)
                     if sent is not None:
                         self._deliver(sent, message, leads=turn.before.role == "leader")
-                case raft.Persisted():
-                    if self._held:
-                        self._out.append(f"persist step {node}")
+                case raft.Persisted(ticket):
+                    self._synced(node, ticket)
                 case ev.Submit():
                     if "leader" in (turn.before.role, turn.after.role):
                         self._propose(node)
@@ -270,6 +280,11 @@ class _Teller:
                     self._out.append(f"snapshot {node}")
                 case raft.DiskHealth(sick):
                     self._out.append(f"disk {node} {'sick' if sick else 'well'}")
+        for effect in turn.effects:
+            if isinstance(effect, raft.Persist):
+                self._ordered.setdefault(node, []).append(effect.ticket)
+            elif isinstance(effect, raft.ReleaseLog):
+                self._ordered.setdefault(node, []).append(RELEASE)
         campaigns = ("candidate", "precandidate")
         began = turn.after.role in campaigns and (
             turn.before.role != turn.after.role or turn.after.term > turn.before.term
@@ -281,6 +296,13 @@ class _Teller:
             isinstance(effect, raft.Send) and isinstance(effect.message, ms.Heartbeat) for effect in turn.effects
         ):
             self._out.append(f"tick {node} {HEARTBEAT}")
+
+    def _synced(self, node: NodeId, ticket: int) -> None:
+        """One fsync of the world covers all that was ordered up to `ticket`; the stage syncs one order a step."""
+        ordered = self._ordered.get(node, [])
+        while self._held and any(number >= 0 and number <= ticket for number in ordered):
+            ordered.pop(0)
+            self._out.append(f"persist step {node}")
 
     def _deliver(self, sent: Sent, message: ms.Message, *, leads: bool) -> None:
         if isinstance(message, ms.Propose):

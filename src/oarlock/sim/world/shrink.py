@@ -1,10 +1,10 @@
 """From a failing seed to a short run that fails in the same way. (docs/explanation/simulation.md)
 
 In this order, and a candidate counts only if the same invariant fires in the same layer: drop whole classes of faults,
-make the group smaller (members, clients), cut the tail, then delta debugging over the choices: first those of faults,
-operators and clients, then those of crashes and of the network; what is left of the world's own numbers goes to its
-quiet value last. A choice that is taken back takes its quiet value 0. A replay is tolerant: choices that nobody asks
-for any more are not used.
+make the group smaller (members, clients), cut the tail, bisect how long the beginning may be quiet, then delta
+debugging over the choices: first those of faults, operators and clients, then those of crashes and of the network; what
+is left of the world's own numbers goes to its quiet value last. A choice that is taken back takes its quiet value 0. A
+replay is tolerant: choices that nobody asks for any more are not used.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from oarlock.sim.world.outcome import Outcome, Replay, run_replay
 from oarlock.sim.world.swarm import CLASSES, Swarm, draw_swarm
 
 ATTEMPTS_MAX = 600  # runs that shrinking may take, unless told otherwise
+EVENTFUL = ("fault/", "client/", "crash", "net/fate", "net/ghost")  # choices of what happens at all
+BEGINNINGS = 16  # parts of a stream, for bisecting where what matters begins
 FEWER_TRIES = 12  # smaller worlds that are tried before the present size is kept
 SHAPE_CHARS = 60  # of a message, with its numbers left out, that say where it comes from
 
@@ -71,6 +73,7 @@ class Shrinker:
         self._drop_classes()
         self._fewer_people()
         self._cut_tail()
+        self._quiet_beginning()
         for kind in KINDS:
             self._take_back(kind)
         self._quiet_numbers()
@@ -133,6 +136,24 @@ class Shrinker:
                 high = middle
             else:
                 low = middle
+
+    def _quiet_beginning(self) -> None:
+        """Bisect how much of the beginning can be without faults, crashes and requests: the violation needs the end."""
+        recorded = self._recorded()
+        low, high = 0, BEGINNINGS  # in parts of each stream; `low` is known to do
+        while low < high and self.attempts < self._budget:
+            middle = (low + high + 1) // 2
+            part = [
+                (kind, number)
+                for kind, values in recorded.items()
+                if kind.startswith(EVENTFUL)
+                for number, value in enumerate(values[: len(values) * middle // BEGINNINGS])
+                if value
+            ]
+            if part and self._try(msgspec.structs.replace(self.best, edits=_with(self.best.edits, part))):
+                low = middle
+            else:
+                high = middle - 1
 
     def _take_back(self, prefix: str) -> None:
         """Delta debugging over the choices whose kind begins with `prefix`."""
