@@ -165,8 +165,16 @@ def test_a_member_in_quarantine_shows_nothing(run: Any, serving: Any) -> None:
         async with serving("ngh2") as served, await H2Client.connect(served.url) as client:
             await get(client, "Put", key=b"k", value=b"v")
             await get(client, "LeaseGrant", TTL=60, ID=7)
+            streams = [
+                client.start("/etcdserverpb.Watch/Watch"),
+                client.start("/etcdserverpb.Lease/LeaseKeepAlive"),
+            ]
+            await served.until(lambda: served.server.open_streams == 2, "the streams")
             served.backend.quarantined = True
             served.server.service.refresh()
+            for stream_id in streams:
+                answer = await client.finish(stream_id)
+                assert (answer.code, answer.text) == (Code.DATA_LOSS, "etcdserver: corrupt cluster")
             for rpc, fields in (
                 ("Put", {"key": b"x"}),
                 ("Range", {"key": b"k"}),

@@ -54,7 +54,7 @@ class WatchPump:
         self.hub.on_behind = self._behind
         self._ready: list[Callable[[], None]] = []
         self._advancing = False
-        self._need_leader: dict[StreamCall, None] = {}
+        self._calls: dict[StreamCall, bool] = {}  # open streams, and whether they want a leader
         self._leaderless_since: float | None = None
 
     def open(self, flush: Callable[[], None]) -> WatchStream:
@@ -88,15 +88,17 @@ class WatchPump:
 
     # -- streams that want a leader
     def watch_leader(self, call: StreamCall) -> None:
-        """End `call` when there is no leader for long, if it asked for that. `forget_leader` ends this."""
-        if call.need_leader:
-            self._need_leader[call] = None
+        """End `call` when there is no leader for long, if it asked for that, and when this member is put into
+        quarantine. `forget_leader` ends this."""
+        self._calls[call] = call.need_leader
 
     def forget_leader(self, call: StreamCall) -> None:
-        self._need_leader.pop(call, None)
+        self._calls.pop(call, None)
 
     def refresh(self) -> None:
         """Called about once a second."""
+        if self._context.quarantined:
+            self._end(list(self._calls), errors.CORRUPT)  # what they are told may be wrong
         if self._context.backend.status().leader:
             self._leaderless_since = None
             return
@@ -104,12 +106,15 @@ class WatchPump:
         if self._leaderless_since is None:
             self._leaderless_since = now
         elif now - self._leaderless_since >= self._context.limits.leaderless_s:
-            calls, self._need_leader = self._need_leader, {}
-            for call in calls:
-                task = call.task
-                call.fail(*errors.NO_LEADER)
-                if task is not None:
-                    task.cancel()
+            self._end([call for call, need_leader in self._calls.items() if need_leader], errors.NO_LEADER)
+
+    def _end(self, calls: list[StreamCall], status: tuple[Code, str]) -> None:
+        for call in calls:
+            del self._calls[call]
+            task = call.task
+            call.fail(*status)
+            if task is not None:
+                task.cancel()
 
 
 class WatchService:
