@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.zoo import elections, membership, replication, storage
+from benchmarks.zoo import elections, membership, replication, storage, watches
 from benchmarks.zoo.entry import Entry, Excluded
 
 
@@ -13,7 +13,9 @@ def _order(entry: Entry | Excluded) -> tuple[int, str]:
 
 
 DEFECTS: Final[tuple[Entry, ...]] = tuple(
-    sorted((*elections.ENTRIES, *replication.ENTRIES, *membership.ENTRIES, *storage.ENTRIES), key=_order)
+    sorted(
+        (*elections.ENTRIES, *replication.ENTRIES, *membership.ENTRIES, *storage.ENTRIES, *watches.ENTRIES), key=_order
+    )
 )
 LIBERTIES: Final[tuple[Entry, ...]] = storage.LIBERTIES
 MUST_BREAK: Final[tuple[Entry, ...]] = storage.MUST_BREAK

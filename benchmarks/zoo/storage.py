@@ -529,19 +529,6 @@ EXCLUDED: Final = (
         "the decoders' own tests try every truncation",
     ),
     Excluded(
-        "BZ-124", "a slow watcher loses events to a compaction", "watches are not part of the simulated world yet", True
-    ),
-    Excluded(
-        "BZ-125",
-        "a deletion at the compacted revision is lost",
-        "watches are not part of the simulated world yet",
-        True,
-    ),
-    Excluded("BZ-126", "a progress notice overtakes events", "watches are not part of the simulated world yet", True),
-    Excluded(
-        "BZ-127", "one transaction in two watch responses", "watches are not part of the simulated world yet", True
-    ),
-    Excluded(
         "BZ-132",
         "an unknown kind of command is passed over",
         "mixed versions are not part of the simulated world yet",

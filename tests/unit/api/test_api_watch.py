@@ -288,6 +288,32 @@ def test_a_thousand_watches_on_one_stream(engine: str, run: Run, serving: Any, c
     run(scenario())
 
 
+def test_ten_thousand_watches_on_one_member(engine: str, run: Run, serving: Any) -> None:
+    """Counted, not timed: a write gives exactly one message to each watch that it concerns, and nothing to the rest."""
+
+    async def scenario() -> None:
+        async with serving(engine) as served, await H2Client.connect(served.url) as client:
+            hub = served.backend.machine.watches
+            watches = [Watch(client) for _ in range(20)]
+            for number, watch in enumerate(watches):
+                requests = []
+                for n in range(500):
+                    request = WatchRequest()
+                    request.create_request.key = b"key/%d" % (number * 500 + n)
+                    requests.append(message_frame(request.SerializeToString()))
+                client.send(watch.stream_id, b"".join(requests))
+            await served.until(lambda: hub.watcher_count == 10_000, "all watch")
+            assert hub.topic_count == 10_000
+            for key in (b"other", b"key/7", b"key/9999", b"key/10000"):
+                await put(client, key)
+            await served.until(lambda: hub.events_delivered == 2, "two of them were told")
+            assert [event.kv.key for event in (await watches[0].until(501))[500].events] == [b"key/7"]
+            assert [event.kv.key for event in (await watches[-1].until(501))[500].events] == [b"key/9999"]
+            assert sum(len(watch.responses) for watch in watches) == 10_002
+
+    run(scenario())
+
+
 def test_what_may_not_be_read_may_not_be_watched(engine: str, run: Run, serving: Any) -> None:
     """The range is checked as it is watched: an empty key, an empty end and a zero byte are what they stand for."""
 

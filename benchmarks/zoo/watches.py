@@ -1,0 +1,76 @@
+"""Watches: what a reader that is slow, late or elsewhere must not miss. Hunted by the world of followers
+(`oarlock.sim.world.watches`), which its own test runs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from benchmarks.zoo.entry import Arena, Edit, Entry
+
+HUB: Final = "machines/kv/watch.py"
+WORLD: Final = ("tests/simulation/test_world_watches.py::test_everybody_is_told_everything_once",)
+
+ENTRIES: Final = (
+    Entry(
+        id="BZ-124",
+        name="a slow watcher loses events to a compaction",
+        source="etcd #17529, #17555",
+        trigger="a reader's outbox is full while a compaction passes what its watch needs next",
+        edits=(
+            Edit(
+                HUB,
+                "        for watcher in [*self._behind, *self._blocked]:\n"
+                "            if watcher.next_revision < compact_revision:\n",
+                "        for watcher in [*self._behind]:\n            if watcher.next_revision < compact_revision:\n",
+            ),
+        ),
+        arena=Arena.TESTS,
+        tests=WORLD,
+    ),
+    Entry(
+        id="BZ-125",
+        name="a deletion at the compacted revision is lost",
+        source="etcd #18089, #18274, #19179",
+        trigger="a key is deleted, compacted at just that revision, and watched from it on a restored member",
+        edits=(
+            Edit(
+                HUB,
+                "topic.single and start > compact_revision and",
+                "topic.single and start >= compact_revision and",
+            ),
+        ),
+        arena=Arena.TESTS,
+        tests=("tests/unit/machines/test_machines_watch.py::test_a_deletion_at_the_compacted_revision_is_seen",),
+        note="here the log keeps the deletion, and only the tombstone is gone",
+    ),
+    Entry(
+        id="BZ-126",
+        name="a progress notice overtakes events",
+        source="etcd #15220, #17557, #20221",
+        trigger="progress is asked for while a watch of the stream is behind",
+        edits=(
+            Edit(
+                HUB,
+                "        if self.unsynced:\n            return False\n        for watcher in list(self.future):\n",
+                "        for watcher in list(self.future):\n",
+            ),
+        ),
+        arena=Arena.TESTS,
+        tests=WORLD,
+    ),
+    Entry(
+        id="BZ-127",
+        name="one transaction in two watch responses",
+        source="etcd #17247, #15275",
+        trigger="a transaction of more bytes than a batch",
+        edits=(
+            Edit(
+                "machines/kv/events.py",
+                "        if size >= BATCH_BYTES and event.main != held[-1].main:\n",
+                "        if size >= BATCH_BYTES and held:\n",
+            ),
+        ),
+        arena=Arena.TESTS,
+        tests=WORLD,
+    ),
+)
