@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import AsyncIterator, Hashable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
 
-from oarlock.embed.hold import calls_of
+from oarlock.embed.hold import calls_of, run
 from oarlock.embed.holders import LeaseLost
-from oarlock.embed.locks import run
 from oarlock.errors import DeadlineExceeded
 from oarlock.machines.objects.claims import HolderUnknown
 from oarlock.machines.objects.declare import AnyCommand, command, query
@@ -371,7 +370,7 @@ class _Queue(StateMachine, Generic[T]):
         except TimeoutError:
             raise DeadlineExceeded(f"the queue was full for {timeout:g} s") from None
 
-    def get(self, timeout: float | None = None) -> Any:
+    def get(self, timeout: float | None = None) -> Awaitable[T]:
         """Wait for the next item and take it out: it is given to one caller, once. Raises `DeadlineExceeded` after
         `timeout` seconds."""
         return run(self, self._get(timeout))
@@ -431,7 +430,7 @@ class ReplicatedQueue(_Queue[T]):
         self.note_change("items")
         return self.context.token
 
-    def put_wait(self, item: T, timeout: float | None = None) -> Any:
+    def put_wait(self, item: T, timeout: float | None = None) -> Awaitable[int]:
         """`put` as soon as there is room. Raises `DeadlineExceeded` after `timeout` seconds."""
         return run(self, self._put_wait(ReplicatedQueue.put, (item,), timeout))
 
@@ -464,7 +463,7 @@ class ReplicatedPriorityQueue(_Queue[T]):
         self.note_change("items")
         return self.context.token
 
-    def put_wait(self, item: T, priority: float = 0, timeout: float | None = None) -> Any:
+    def put_wait(self, item: T, priority: float = 0, timeout: float | None = None) -> Awaitable[int]:
         """`put` as soon as there is room. Raises `DeadlineExceeded` after `timeout` seconds."""
         return run(self, self._put_wait(ReplicatedPriorityQueue.put, (item, priority), timeout))
 
@@ -527,7 +526,7 @@ class LeasedDict(StateMachine, Generic[K, V]):
     def _plain(self) -> dict[K, V]:
         return {key: value for key, (_, value) in self.data.items()}
 
-    def register(self, key: K, value: V) -> Any:
+    def register(self, key: K, value: V) -> Awaitable[bool]:
         """Make or change an entry of this node's. False if another living node has the key."""
         return run(self, self._register(key, value))
 
@@ -540,7 +539,7 @@ class LeasedDict(StateMachine, Generic[K, V]):
             except HolderUnknown:
                 await holder.aclose(tell=False)  # it has ended without our knowledge: begin anew
 
-    def unregister(self, key: K) -> Any:
+    def unregister(self, key: K) -> Awaitable[bool]:
         """Take an entry of this node's out; whether there was one."""
         return run(self, self._unregister(key))
 

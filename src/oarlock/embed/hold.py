@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Coroutine
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from oarlock.embed.holders import Holder, LeaseLost
 from oarlock.errors import DeadlineExceeded, RaftError
 from oarlock.machines.objects.claims import Claims, HolderUnknown
 from oarlock.machines.objects.declare import BINDING, Attached, NotAttached
+
+T = TypeVar("T")
 
 ATTEMPTS_MAX: Final = 3
 
@@ -20,6 +23,15 @@ def calls_of(part: object) -> Any:
     if isinstance(found, Attached) and found.binding is not None:
         return found.binding.calls
     raise NotAttached(f"this {type(part).__qualname__} belongs to no node: start one with `async with Node(...)`")
+
+
+def run(part: object, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+    """Work of several steps: awaitable on an asyncio node, done on one for threads."""
+    found = getattr(part, BINDING, None)
+    if not isinstance(found, Attached) or found.binding is None:
+        work.close()
+        raise NotAttached(f"this {type(part).__qualname__} belongs to no node: start one with `async with Node(...)`")
+    return cast("Awaitable[T]", found.binding.run(work))
 
 
 class Held:
@@ -35,8 +47,12 @@ class Held:
         """Whether nobody else can have been granted it by now, as far as this member's clock can tell."""
         return self.holder.valid and self.claims.state_of_claim(self.token) is True
 
-    async def release(self) -> None:
+    def release(self) -> Awaitable[None]:
         """Give the claim up. One that is lost already is no error."""
+        return run(self.claims, self.give_up())
+
+    async def give_up(self) -> None:
+        """`release` from the node's own event loop."""
         calls = calls_of(self.claims)
         if calls.closing:
             return  # the holder ends as a whole
@@ -64,7 +80,7 @@ async def acquire(claims: Claims, kind: str = "", value: Any = None, timeout: fl
                 try:
                     granted = await calls.until(claims, token, lambda token=token: _settled(claims, token))
                 except BaseException:
-                    await asyncio.shield(held.release())
+                    await asyncio.shield(held.give_up())
                     raise
                 if granted:
                     return held
@@ -91,7 +107,7 @@ async def _enter(claims: Claims, holder: Holder, kind: str, value: Any) -> int:
     except asyncio.CancelledError:
 
         async def give_up() -> None:
-            await Held(claims, await entering, holder).release()
+            await Held(claims, await entering, holder).give_up()
 
         calls.background(give_up())
         raise
@@ -159,5 +175,5 @@ class hold:
                     "the claim was lost while its body ran: others may act by now. Fence what it wrote with the token"
                 ) from error
             return False
-        await asyncio.shield(held.release())
+        await asyncio.shield(held.give_up())
         return False

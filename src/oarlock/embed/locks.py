@@ -12,27 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from oarlock.embed.hold import Held, acquire, acquire_nowait, calls_of, hold
+from oarlock.embed.hold import Held, acquire, acquire_nowait, calls_of, hold, run
 from oarlock.embed.holders import LeaseLost
 from oarlock.errors import DeadlineExceeded
 from oarlock.machines.objects.claims import Claim, Claims, HolderUnknown, OneAtATime
-from oarlock.machines.objects.declare import BINDING, Attached, NotAttached, command, query
+from oarlock.machines.objects.declare import BINDING, command, query
 from oarlock.machines.objects.machine import StateMachine
 
 T = TypeVar("T")
-
-
-def run(part: object, work: Coroutine[Any, Any, T]) -> Any:
-    """Work of several steps: awaitable on an asyncio node, done on one for threads."""
-    found = getattr(part, BINDING, None)
-    if not isinstance(found, Attached) or found.binding is None:
-        work.close()
-        raise NotAttached(f"this {type(part).__qualname__} belongs to no node: start one with `async with Node(...)`")
-    return found.binding.run(work)
 
 
 class Holding:
@@ -62,7 +53,7 @@ class Holding:
         return await holding.__aexit__(kind, error, trace)
 
     def __enter__(self) -> Held:
-        held: Held = run(self._claims, acquire(self._claims, self._kind, self._value, self._timeout))
+        held = cast(Held, run(self._claims, acquire(self._claims, self._kind, self._value, self._timeout)))
         self._held.setdefault(threading.get_ident(), []).append(held)
         return held
 
@@ -76,7 +67,7 @@ class Holding:
 
 async def _release_or_tell(held: Held, tell: bool) -> None:
     lost = not held.valid
-    await held.release()
+    await held.give_up()
     if lost and tell:
         raise LeaseLost("the claim was lost while its body ran: others may have acted. Fence what it wrote")
 
@@ -84,11 +75,11 @@ async def _release_or_tell(held: Held, tell: bool) -> None:
 class _Line(Claims):
     """What all locks offer."""
 
-    def acquire(self, timeout: float | None = None) -> Any:
+    def acquire(self, timeout: float | None = None) -> Awaitable[Held]:
         """Wait until it is ours; gives a `Held`. Raises `DeadlineExceeded` after `timeout` seconds."""
         return run(self, acquire(self, timeout=timeout))
 
-    def try_acquire(self) -> Any:
+    def try_acquire(self) -> Awaitable[Held | None]:
         """A `Held`, or None if it would have to wait."""
         return run(self, acquire_nowait(self))
 
@@ -218,7 +209,7 @@ class Barrier(StateMachine):
     def waiting(self) -> int:
         return len(self.arrived)
 
-    def wait(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None) -> Awaitable[int]:
         """Wait for the others; gives one's place in the round, from 0. Raises `DeadlineExceeded` after `timeout`
         seconds, having left again, and `LeaseLost` if this node was not heard of meanwhile."""
         return run(self, self._wait(timeout))

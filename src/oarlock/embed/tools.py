@@ -8,8 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from oarlock.embed.hold import calls_of
-from oarlock.embed.locks import run
+from oarlock.embed.hold import calls_of, run
 from oarlock.errors import DeadlineExceeded, RaftError
 from oarlock.machines.objects.claims import HolderUnknown
 from oarlock.machines.objects.declare import command, query
@@ -43,7 +42,7 @@ class IdGenerator(StateMachine):
         self.upcoming += count
         return first
 
-    def fast_next(self, block: int = ID_BLOCK) -> Any:
+    def fast_next(self, block: int = ID_BLOCK) -> Awaitable[int]:
         """A number from this member's block; reserves `block` more when that is used up."""
         return run(self, self._fast_next(block))
 
@@ -86,7 +85,7 @@ class RateLimiter(StateMachine):
             return 0.0
         return (amount - self.filled) / self.rate
 
-    def acquire(self, amount: float = 1, timeout: float | None = None) -> Any:
+    def acquire(self, amount: float = 1, timeout: float | None = None) -> Awaitable[None]:
         """Wait until it is granted. Raises `DeadlineExceeded` after `timeout` seconds."""
         return run(self, self._acquire(amount, timeout))
 
