@@ -112,6 +112,10 @@ def test_etcdctl_needs_a_client_certificate(pki: Path, tmp_path: Path, version: 
         assert server.ctl("put", "k", "v", *of(pki, "alice"), version=version).stdout == "OK\n"
         assert server.ctl("get", "k", *of(pki, "alice"), version=version).stdout == "k\nv\n"
         assert server.ctl("get", "k", f"--cacert={pki}/ca.pem", version=version).returncode != 0
+        asked = ["--endpoints", server.endpoint, "--cacert", f"{pki}/ca.pem"]
+        shown = [*asked, "--cert", f"{pki}/client-alice.pem", "--key", f"{pki}/client-alice-key.pem"]
+        assert "1 keys" in cli("snapshot", "save", str(tmp_path / "b.db"), *shown)
+        cli("snapshot", "save", str(tmp_path / "c.db"), *asked, code=1)
         other = tmp_path / "other"
         cli("pki", "init", "--dir", str(other))
         cli("pki", "client", "alice", "--dir", str(other))
