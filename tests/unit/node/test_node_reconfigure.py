@@ -75,6 +75,7 @@ ALL = {1, 2, 3}
         (members(1, 2, 3), RemoveMember(3), ALL, ALL, ""),
         (members(1, 2, 3), RemoveMember(3), ALL, {1, 2}, ""),  # it is down anyway
         (members(1, 2, 3), RemoveMember(2), ALL, {1, 2}, "unhealthy"),
+        (members(1, 2, 3), RemoveMember(2), ALL, {1}, "unhealthy"),  # 3 is down too: nothing could be committed
         (members(1, 2, 3), RemoveMember(2, strict=False), ALL, {1, 2}, ""),
         (members(1), RemoveMember(1), {1}, {1}, "not_enough_started"),
         (members(1, 2), RemoveMember(1), {1}, {1}, "not_enough_started"),

@@ -244,8 +244,10 @@ def _check_removal(configuration: Configuration, node: NodeId, health: Health) -
     rest = voting - {node}
     if len(rest & health.started) < len(rest) // 2 + 1:
         raise _rejected("not_enough_started")
-    if node not in health.active:
-        return  # it is no part of the majority that works now
+    if node not in health.active:  # it is no part of the majority that works now; a majority must work without it
+        if len(rest & health.active) < len(rest) // 2 + 1:
+            raise _rejected("unhealthy")
+        return
     if len(voting & health.active) - 1 < 1 + (len(voting) - 1) // 2:
         raise _rejected("unhealthy")
 
