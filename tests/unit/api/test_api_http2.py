@@ -76,6 +76,39 @@ FLOODS = {
 }
 
 
+def test_what_is_left_of_a_large_answer_is_not_copied_at_every_frame() -> None:
+    """An answer of 50 MiB kept the event loop for minutes."""
+    from oarlock.api.http2 import own_engine
+
+    engine = own_engine.OwnEngine(_Silent(), Limits())
+    stream = own_engine.Stream(1, 1 << 30)
+    engine._streams[1] = stream
+    engine._window = 1 << 30
+    whole = bytes(range(256)) * 4096
+    engine.body(1, whole)
+    sent = bytearray()
+    while stream.body:
+        for left in stream.body:
+            assert left is whole or (isinstance(left, memoryview) and left.obj is whole)
+        sent += engine.take(100_000)
+    sent += engine.take(1 << 30)
+    payload = bytearray()
+    at = 0
+    while at < len(sent):
+        size = int.from_bytes(sent[at : at + 3], "big")
+        if sent[at + 3] == 0:
+            payload += sent[at + 9 : at + 9 + size]
+        at += 9 + size
+    assert payload == whole
+
+
+class _Silent:
+    """A sink that nothing is told to."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: None
+
+
 @pytest.mark.parametrize("kind", FLOODS)
 def test_control_frame_flood(run: Any, serving: Any, engine: str, kind: str) -> None:
     async def work() -> None:
