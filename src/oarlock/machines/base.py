@@ -144,3 +144,15 @@ class AuditMachine(Protocol):
         """The command with which the leader of `term` asks `members` members for their digests."""
 
     def audit_report_command(self, member: int, index: int, digest: bytes) -> bytes: ...
+
+
+@runtime_checkable
+class TidyMachine(Protocol):
+    """A machine that has work that is no part of its state: freeing the space of what is compacted."""
+
+    @property
+    def purging(self) -> bool:
+        """Whether there is some."""
+
+    def compact_some(self, entries: int) -> bool:
+        """Do some of it; whether some is left. No result and no digest depends on it."""

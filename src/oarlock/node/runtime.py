@@ -79,6 +79,7 @@ GROUP: Final = 0  # the one group of a node
 WAITING_EVENTS_MAX: Final = 64  # events from which nothing follows by themselves; one more makes a turn
 STALL_HOPS: Final = 3  # loop iterations that a turn after a stall gives the sockets to be read first
 DISK_WINDOW_S: Final = 1.0
+TIDY_ENTRIES: Final = 2_000  # compacted changes that are freed once a second besides those freed along with entries
 DISK_WINDOWS_SICK: Final = 3  # so many bad windows in a row make a sick disk, so many good ones a well one
 RETRY_FULL_DISK_S: Final = 10.0
 READ_WAITERS_MAX: Final = 100_000  # reads waiting for a barrier
@@ -987,10 +988,19 @@ class Node:
 
     # ------------------------------------------------------------------ the disk's health
 
+    def _tidy(self) -> None:
+        try:
+            if self.member.tidy(TIDY_ENTRIES):
+                self._arm(self._clock())
+        except Exception as error:  # the store, or a bug of ours: as in a turn
+            log.exception("tidying failed node=%x", self.member_id)
+            self._halt(error)
+
     def _watch_disk(self) -> None:
         """Look at the last window of syncs: a disk whose syncs take half an election timeout is sick, and a leader on
         it does better to let somebody else lead. (Gray failure: slow is worse than gone.)"""
         self._disk_timer = self.loop.call_later(DISK_WINDOW_S, self._watch_disk)
+        self._tidy()
         limit = self.member.raft.config.election_timeout_ns / 2e9
         counts = self.metrics.fsync.counts
         window = [new - old for new, old in zip(counts, self._disk_counts, strict=True)]

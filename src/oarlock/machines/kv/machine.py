@@ -859,6 +859,11 @@ class KvMachine:
         self._changes.append(b"compact" + varint(revision))
         return CompactResult(self._revision)
 
+    @property
+    def purging(self) -> bool:
+        """Whether compacted changes take space still."""
+        return self._purging
+
     def compact_some(self, entries: int) -> bool:
         """Purge up to so many compacted changes; whether some are left. No result of the machine depends on it.
 

@@ -21,7 +21,7 @@ from oarlock.errors import (
     RaftError,
     Stopped,
 )
-from oarlock.machines.base import AuditMachine, Checkpoint, LeaseMachine, Machine
+from oarlock.machines.base import AuditMachine, Checkpoint, LeaseMachine, Machine, TidyMachine
 from oarlock.node.replica.audit import Auditor
 from oarlock.node.replica.batch import (
     BATCH_BYTES_MAX,
@@ -888,6 +888,16 @@ class Member:
                 self._captures.append((token, wanted))
             else:
                 self._out.append(Captured(token, capture, self.raft.snapshot_meta(capture.index).term))
+
+    def tidy(self, entries: int) -> bool:
+        """For a driver that has a moment: free up to so many compacted changes, which otherwise happens along with
+        what is applied, and not at all in a group that is idle, or has no space. Whether there was something."""
+        machine: object = self.machine
+        if self._halted or not isinstance(machine, TidyMachine) or not machine.purging:
+            return False
+        machine.compact_some(entries)
+        self._entries_since = max(self._entries_since, 1)  # so that it reaches the disk with the next checkpoint
+        return True
 
     def _begin_saving(self) -> None:
         self._saving = True
