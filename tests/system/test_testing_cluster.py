@@ -85,6 +85,20 @@ def test_without_a_majority_it_says_so(tmp_path: Path) -> None:
             group.propose(b"1", timeout=1.0)
 
 
+class Raising(Counter):
+    def command(self, context: Context, command: bytes) -> object:
+        if command == b"13":
+            raise ArithmeticError("thirteen")
+        return super().command(context, command)
+
+
+def test_a_machine_that_raises_is_named(tmp_path: Path) -> None:
+    with Cluster(Raising, 1, directory=tmp_path) as group:
+        assert group.propose(b"1") == 1
+        with pytest.raises(ClusterFailed, match="member m1 stopped: ArithmeticError: thirteen"):
+            group.propose(b"13")
+
+
 def test_the_fixture(cluster: Callable[..., Cluster]) -> None:  # noqa: F811
     one, other = cluster(Counter, members=1), cluster(Counter, members=1)
     assert one.propose(b"7") == 7

@@ -27,6 +27,7 @@ ELECTION_MS: Final = 300
 HEARTBEAT_MS: Final = 30
 START_TRIES: Final = 3  # with other ports, if somebody took one between asking and listening
 STOP_SECONDS: Final = 10.0
+HALT_SECONDS: Final = 0.25  # between two looks whether a member has stopped by itself
 LOOK_SECONDS: Final = 0.02
 
 
@@ -241,8 +242,27 @@ class Cluster:
             coroutine.close()
             raise ClusterFailed("the cluster is closed: use it inside its `with` block")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result(timeout)
-        except TimeoutError:
-            future.cancel()
-            raise ClusterFailed(f"{what} took longer than {timeout:.1f} s") from None
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return future.result(min(HALT_SECONDS, max(0.01, deadline - time.monotonic())))
+            except TimeoutError:
+                if future.done():
+                    raise  # the call's own
+            except RaftError:
+                self._look_for_halts()
+                raise
+            try:
+                self._look_for_halts()
+                if time.monotonic() >= deadline:
+                    raise ClusterFailed(f"{what} took longer than {timeout:.1f} s")
+            except ClusterFailed:
+                future.cancel()
+                raise
+
+    def _look_for_halts(self) -> None:
+        """A member that stopped by itself (its machine raised, its disk failed) is why a test waits in vain."""
+        for name, node in self._nodes.items():
+            if node.halted.done():
+                reason = node.halted.result()
+                raise ClusterFailed(f"member {name} stopped: {type(reason).__name__}: {reason}") from reason
