@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import tomllib
 from pathlib import Path
@@ -273,7 +274,7 @@ def test_the_tutorial_on_machines_finds_its_bug(tmp_path: Path) -> None:
         pattern = ".*".join(re.escape(part) for part in line.split("..."))
         assert re.search(pattern, output), f"the page shows {line!r}, which is not in\n{output}"
     broken = machine[machine.index("    def dump") :]
-    (tmp_path / "shop.py").write_text(machine.replace(broken, dump))
+    (tmp_path / "shop.py").write_text(machine.replace(broken, textwrap.indent(dump, "    ")))
     (tmp_path / "test_members.py").write_text(members)
     code, output = pytest_says("test_shop.py", "test_members.py")
     assert code == 0, output
