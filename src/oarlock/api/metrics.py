@@ -101,6 +101,11 @@ class _BackendCollector:
                 getattr(backend.kv, "compact_revision", 0),
             ),
             (
+                "etcd_debugging_auth_revision",
+                "The current revision of auth store.",
+                backend.kv.auth.revision if hasattr(backend.kv, "auth") else 0,
+            ),
+            (
                 "etcd_debugging_mvcc_watcher_total",
                 "Total number of watchers.",
                 watches.watcher_count if watches is not None else 0,

@@ -115,6 +115,17 @@ def test_own_user_and_role_may_be_seen(run: Any, serving: Any) -> None:
     run(work())
 
 
+def test_the_revision_is_a_metric(run: Any, serving: Any) -> None:
+    async def work() -> None:
+        async with serving("ngh2", auth=CHEAP) as served, await H2Client.connect(served.url) as client:
+            await people(client)
+            revision = served.backend.machine.auth.revision
+            shown = served.metrics.text().decode()
+            assert revision > 1 and f"etcd_debugging_auth_revision {float(revision)}" in shown
+
+    run(work())
+
+
 def test_tokens(run: Any, serving: Any) -> None:
     async def work() -> None:
         async with serving("ngh2", auth=CHEAP) as served, await H2Client.connect(served.url) as client:
