@@ -168,6 +168,9 @@ def sim(
     run = Replay(seed=failed.seed if failed is not None else start, events=events, off=sorted(off))
     if interrupted:
         click.echo(f"interrupted after {len(outcomes)} of {seeds} seeds; what was under way is not counted", err=True)
+        if outcomes:
+            gap = _first_gap(outcomes)
+            click.echo(f"go on with: oarlock sim --start {gap} --seeds {start + seeds - gap}", err=True)
     _finish(
         outcomes,
         run,
@@ -195,6 +198,15 @@ def _digest_of_all(outcomes: list[Outcome]) -> str:
     return whole.hexdigest()
 
 
+def _first_gap(outcomes: list[Outcome]) -> int:
+    """Where to go on: the lowest seed from the first one on that did not run."""
+    ran = {outcome.seed for outcome in outcomes}
+    seed = min(ran)
+    while seed in ran:
+        seed += 1
+    return seed
+
+
 def _finish(
     outcomes: list[Outcome],
     run: Replay,
@@ -210,6 +222,9 @@ def _finish(
 ) -> None:
     failed = min((outcome for outcome in outcomes if outcome.failed), key=lambda o: o.seed, default=None)
     report: dict[str, Any] = {"version": __version__, "seeds": len(outcomes), "events": run.events}
+    if outcomes:
+        report["first_seed"] = min(outcome.seed for outcome in outcomes)
+        report["next_seed"] = _first_gap(outcomes)
     totals: Counter[str] = Counter()
     for outcome in outcomes:
         totals.update(outcome.statistics)
