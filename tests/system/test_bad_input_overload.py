@@ -67,3 +67,44 @@ def test_full_proposal_queue_refuses_and_applies_nothing_of_what_it_refused() ->
         assert not stored & refused, "what was refused has been applied"
         assert {key for key, code in outcomes.items() if code is None} <= stored
         assert b"afterwards" in stored
+
+
+def test_one_clients_flood_costs_others_nothing_but_time() -> None:
+    """Four connections keep as many writes under way as they may; another client's calls are answered, and who leads
+    goes on leading.
+
+    What is counted are answers and terms; the election timeout leaves room for a machine with much to do.
+    """
+    if runs_etcd():
+        pytest.skip("the bounds are ours")
+    with cluster_of(3, "--heartbeat-interval=200", "--election-timeout=3000") as cluster:
+        leader = find_leader(cluster)
+        with EtcdClient(leader.endpoint, timeout=20) as light:
+            term = light.status().raftTerm
+            stop = threading.Event()
+            flooded: list[int] = []
+
+            def flood(number: int) -> None:
+                channel_of_its_own = (("grpc.channel_id", number),)
+                with EtcdClient(leader.endpoint, timeout=60, options=channel_of_its_own) as client:
+                    put = client.channel.unary_unary("/etcdserverpb.KV/Put")
+                    body = b"\x0a\x05flood\x12\x40" + bytes(64)
+                    done = 0
+                    while not stop.is_set():
+                        calls = [put.future(body, timeout=60) for _ in range(1000)]
+                        done += sum(call.exception() is None for call in calls)
+                    flooded.append(done)
+
+            threads = [threading.Thread(target=flood, args=(number,)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+            try:
+                for number in range(40):
+                    light.put(b"light", b"%d" % number)
+                    assert light.get(b"light").kvs[0].value == b"%d" % number
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join()
+            assert sum(flooded) >= 4000, "there was no flood"
+            assert light.status().raftTerm == term, "the flood cost the leader its office"

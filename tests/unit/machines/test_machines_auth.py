@@ -3,6 +3,7 @@ meets when it is applied."""
 
 from __future__ import annotations
 
+import random
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -407,6 +408,59 @@ def test_state_survives_capture_restore_and_checkpoint(kv: Cluster, tmp_path: Pa
         assert kv.refusal(user, command) is error
     assert other.hash() == kv.machine.hash()
     other.validate()
+
+
+def test_members_agree_whatever_their_store_and_their_past(tmp_path: Path) -> None:
+    """The same entries, on a store in memory, one on disk with checkpoints, and ones that began from a capture."""
+    chance = random.Random(20261124)
+    members = [Cluster(KvMachine.in_memory()), Cluster(KvMachine.on_disk(tmp_path / "state"))]
+    users, roles = ["root", "u1", "u2", "u3"], ["root", "r1", "r2"]
+    keys = [b"a", b"b", b"c", b"d"]
+
+    def command() -> Command:
+        user, role, key = chance.choice(users), chance.choice(roles), chance.choice(keys)
+        end = chance.choice([b"", b"\0", key + b"\0", b"z"])
+        made: Command = chance.choice(
+            [
+                UserAdd(user, SECRET), UserGrantRole(user, role), UserRevokeRole(user, role), RoleAdd(role),
+                RoleGrantPermission(role, Permission(chance.randrange(3), key, end)),
+                RoleRevokePermission(role, key, end),
+                Put(key, b"v"), Put(key, b"v", prev_kv=True), DeleteRange(key, end), Range(key, end),
+                Txn([], [Put(key, b"t")], [Txn([], [Range(key, end)], [])]), Compact(1), AuthEnable(),
+                UserChangePassword(user, SECRET), Authenticate(user, chance.randbytes(16), members[0].auth.revision),
+            ]
+        )  # fmt: skip
+        if chance.random() < 0.05:
+            made = chance.choice([AuthDisable(), UserDelete(user), RoleDelete(role)])
+        if chance.random() < 0.85:
+            revision = max(0, members[0].auth.revision - (chance.random() < 0.1))
+            return Checked(chance.choice(["root", "root", *users, "ghost"]), revision, encode(made))
+        return made
+
+    refused: set[KvError] = set()
+    for step in range(400):
+        entry = [command() for _ in range(chance.randrange(1, 6))]
+        results = [member.bare(*entry) for member in members]
+        for member, result in zip(members[1:], results[1:], strict=True):
+            assert result == results[0], f"step {step}: {entry}"
+            assert member.machine.hash() == members[0].machine.hash(), f"step {step}: {entry}"
+            assert (member.auth.enabled, member.auth.revision) == (members[0].auth.enabled, members[0].auth.revision)
+        for result in results[0] if isinstance(results[0], list) else results:
+            if isinstance(result, Refused):
+                refused.add(result.error)
+        if step % 100 == 50:
+            checkpoint = members[1].machine.checkpoint()
+            checkpoint.write()
+            members[1].machine.checkpointed(checkpoint)
+            capture = members[0].machine.capture()
+            late = KvMachine.in_memory()
+            late.restore(capture.index, list(capture.chunks()))
+            capture.close()
+            members.append(Cluster(late))
+    assert {KvError.PERMISSION_DENIED, KvError.USER_EMPTY, KvError.AUTH_OLD_REVISION} <= refused
+    for member in members:
+        member.machine.validate()
+        member.machine.close()
 
 
 def test_the_digest_counts_users_and_roles() -> None:

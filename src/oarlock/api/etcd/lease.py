@@ -171,6 +171,14 @@ class LeaseService:
             response.TTL = remaining
             response.grantedTTL = found[0]
             if keys:
+                # Asked again, for keys may have been attached while the leader was asked. (CVE-2023-32082)
+                access = self._context.access
+                if access.auth.enabled:
+                    identity = None if call.identity is None else Identity(*call.identity)
+                    refused = access.may_use_lease(identity, lease, write=False)
+                    if refused is not None:
+                        call.fail(refused.code, refused.text)
+                        return
                 response.keys.extend(self._book.keys(lease))
         call.reply(response.SerializeToString())
 
