@@ -12,6 +12,7 @@ from tests.support.auth_setup import CHEAP, ok, people
 from tests.support.h2_client import H2Client, message_frame
 
 from oarlock.api import proto
+from oarlock.api.etcd import watch as api_watch
 from oarlock.api.grpc.status import Code
 
 WatchRequest = proto.message("etcdserverpb.WatchRequest")
@@ -159,6 +160,33 @@ def test_a_malformed_request_ends_the_stream(engine: str, run: Run, serving: Any
             answer = await client.finish(watch.stream_id)
             assert answer.code == Code.INTERNAL
             assert "unmarshalling" in answer.text
+
+    run(scenario())
+
+
+def test_a_fault_ends_one_stream_and_not_the_turn(
+    engine: str, run: Run, serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = api_watch._Watching._encode
+
+    def faulty(self: Any, delivery: Any, messages: list[bytes]) -> None:
+        if delivery.watch_id == 13:
+            raise ZeroDivisionError("on purpose")
+        encode(self, delivery, messages)
+
+    monkeypatch.setattr(api_watch._Watching, "_encode", faulty)
+
+    async def scenario() -> None:
+        async with serving(engine) as served, await H2Client.connect(served.url) as client:
+            unlucky, other = Watch(client), Watch(client)
+            other.create(b"a")
+            await other.until(1)
+            unlucky.create(b"a", watch_id=13)
+            answer = await client.finish(unlucky.stream_id)
+            assert (answer.code, answer.text) == (Code.INTERNAL, "internal error: ZeroDivisionError")
+            await put(client, b"a")
+            assert len((await other.until(2))[1].events) == 1
+            await served.until(lambda: served.backend.machine.watches.watcher_count == 1, "nothing is left of it")
 
     run(scenario())
 

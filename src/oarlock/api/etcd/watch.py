@@ -266,6 +266,16 @@ class _Watching:
 
     # -- sending
     def _flush(self) -> None:
+        try:
+            self._send()
+        except Exception as fault:  # the outer edge of this stream: it ends, the other readers and the turn go on
+            log.exception("watch failed")
+            task = self._call.task
+            self._call.fail(Code.INTERNAL, f"internal error: {type(fault).__name__}")
+            if task is not None:
+                task.cancel()
+
+    def _send(self) -> None:
         """Send what waits, as far as the reader keeps up."""
         stream, call = self._stream, self._call
         if self._draining is not None:
@@ -277,18 +287,14 @@ class _Watching:
             messages: list[bytes] = []
             for delivery in stream.take(SEND_BYTES):
                 self._encode(delivery, messages)
-            if not call.send_some(messages):
+            if messages and not call.send_some(messages):
                 self._draining = asyncio.get_running_loop().create_task(self._drain())
                 return
 
     async def _drain(self) -> None:
-        try:
-            await self._call.drained()
-            self._draining = None
-            self._flush()
-        except Exception as fault:  # the outer edge of this task: it ends the call
-            log.exception("watch failed")
-            self._call.fail(Code.INTERNAL, f"internal error: {type(fault).__name__}")
+        await self._call.drained()
+        self._draining = None
+        self._flush()
 
     def _encode(self, delivery: Delivery, messages: list[bytes]) -> None:
         context = self._context
