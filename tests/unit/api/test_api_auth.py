@@ -115,6 +115,43 @@ def test_own_user_and_role_may_be_seen(run: Any, serving: Any) -> None:
     run(work())
 
 
+def test_locks_and_elections_need_the_keys_that_they_use(run: Any, serving: Any) -> None:
+    """Under a name within [a, c), who may write there locks, campaigns and resigns; who may only read, looks."""
+
+    async def work() -> None:
+        async with serving("ngh2", auth=CHEAP) as served, await H2Client.connect(served.url) as client:
+            shown = await people(client)
+            before = served.backend.machine.revision
+            for user in ("reader", "nobody"):
+                for rpc, request in (
+                    ("Lock/Lock", m("v3lockpb.LockRequest", name=b"a")),
+                    ("Election/Campaign", m("v3electionpb.CampaignRequest", name=b"a")),
+                ):
+                    answer = await ask(client, rpc, request, shown[user])
+                    assert "permission denied" in answer.text, (user, rpc, answer)
+            assert served.backend.machine.revision == before
+            answer = await ok(client, "Lock/Lock", m("v3lockpb.LockRequest", name=b"a"), shown["writer"])
+            key = m("v3lockpb.LockResponse").FromString(answer.messages[0]).key
+            answer = await ask(client, "Lock/Unlock", m("v3lockpb.UnlockRequest", key=key), shown["reader"])
+            assert "permission denied" in answer.text
+            await ok(client, "Lock/Unlock", m("v3lockpb.UnlockRequest", key=key), shown["writer"])
+            campaign = m("v3electionpb.CampaignRequest", name=b"b", value=b"1")
+            answer = await ok(client, "Election/Campaign", campaign, shown["writer"])
+            leader = m("v3electionpb.CampaignResponse").FromString(answer.messages[0]).leader
+            proclaim = m("v3electionpb.ProclaimRequest", leader=leader, value=b"2")
+            resign = m("v3electionpb.ResignRequest", leader=leader)
+            for rpc, request in (("Election/Proclaim", proclaim), ("Election/Resign", resign)):
+                assert "permission denied" in (await ask(client, rpc, request, shown["reader"])).text
+            await ok(client, "Election/Proclaim", proclaim, shown["writer"])
+            answer = await ok(client, "Election/Leader", m("v3electionpb.LeaderRequest", name=b"b"), shown["reader"])
+            assert m("v3electionpb.LeaderResponse").FromString(answer.messages[0]).kv.value == b"2"
+            answer = await ask(client, "Election/Observe", m("v3electionpb.LeaderRequest", name=b"b"), shown["nobody"])
+            assert (answer.code, answer.text) == DENIED
+            await ok(client, "Election/Resign", resign, shown["writer"])
+
+    run(work())
+
+
 def test_the_revision_is_a_metric(run: Any, serving: Any) -> None:
     async def work() -> None:
         async with serving("ngh2", auth=CHEAP) as served, await H2Client.connect(served.url) as client:
