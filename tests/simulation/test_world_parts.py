@@ -135,6 +135,23 @@ def test_a_paused_member_goes_on_when_the_world_heals() -> None:
     assert leader.core.current_term == term
 
 
+def test_a_member_that_was_called_sick_is_well_when_the_world_heals() -> None:
+    """Its disk was repaired and it was not told: it gave leadership away, long after, in a healthy group."""
+    from oarlock.raft.events import DiskHealth
+    from oarlock.sim.world.world import World
+
+    world = World(208, off=frozenset(CLASSES))
+    world._advance(lambda: world.leader() is not None, 100 * world.swarm.timeout, 10_000)
+    for process in world.up():
+        process.called_sick = True
+        process.give(DiskHealth(True))
+    world._advance(lambda: False, world.now + 2 * world.swarm.timeout, 10_000)
+    assert all(process.core.status().disk_sick for process in world.up())
+    world._heal()
+    world._advance(lambda: False, world.now + world.swarm.timeout, 100_000)
+    assert not any(process.core.status().disk_sick for process in world.up())
+
+
 # ---------------------------------------------------------------- the command
 
 

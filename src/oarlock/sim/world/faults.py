@@ -297,11 +297,13 @@ class Faults:
                 return
             process.sync_factor = 10 + draw.draw(90)
             if draw.draw(2):
+                process.called_sick = True
                 process.give(raft.DiskHealth(True))
             self._world.later(self._hold(draw) * 2, self._well, process)
 
     def _well(self, process: Process) -> None:
         process.sync_factor = 1
+        process.called_sick = False
         process.give(raft.DiskHealth(False))
 
     def _sync_failure(self, draw: Stream) -> None:

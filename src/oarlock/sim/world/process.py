@@ -89,6 +89,7 @@ class Process:
         self.wall_offset = 0
         self.cpu = world.swarm.cpu
         self.sync_factor = 1
+        self.called_sick = False  # the member was told so of its disk, and not yet the contrary
         self.sync_extra = 0  # ns on top of every sync
         self.job_extra = 0  # ns on top of everything that is written aside
         self.release = 0  # -1: the one before, 1: the one after (see `versions`)

@@ -236,8 +236,6 @@ class Trials:
     def _calm(self) -> None:
         """Nothing happens: nobody campaigns, whoever else may be about. (diss. 4.2.3)"""
         world = self._world
-        if len({info.priority for info in world.oracle.configuration.members}) > 1:
-            return  # a leader gives way to whoever has a higher priority, in its own time: that is something
         leader = self._leader()
         term = leader.core.current_term
         self._wait(lambda: False, CALM_TIMEOUTS)

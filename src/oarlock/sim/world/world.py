@@ -16,6 +16,7 @@ from typing import Any, Final
 from oarlock.node.replica import MemberLimits
 from oarlock.node.replica import events as ev
 from oarlock.node.replica.sessions import plain
+from oarlock.raft import events as raft
 from oarlock.raft.config import RaftConfig
 from oarlock.raft.roles import Leader
 from oarlock.raft.types import Configuration, MemberInfo, MemberRole, NodeId
@@ -335,6 +336,9 @@ class World:
             process.clock.thaw(self.now)
             process.repair()
             if process.up:
+                if process.called_sick:  # else it would look for a healthy successor long after
+                    process.called_sick = False
+                    process.give(raft.DiskHealth(False))
                 process.wake_if_up()
             elif not process.halted:
                 process.start()
