@@ -109,11 +109,11 @@ def test_the_quota_stops_writes_until_space_is_freed(small: LocalCluster) -> Non
         client.put(b"tick/0", b"")
         written = 0
         with pytest.raises(grpc.RpcError) as full:
-            while written < 200:
-                client.put(b"big/%d" % written, b"x" * 100_000)
+            while written < 2000:
+                client.put(b"big/%d" % written, b"x" * 10_000)
                 written += 1
         assert full.value.details() == "etcdserver: mvcc: database space exceeded"  # type: ignore[attr-defined]
-        assert 15 <= written <= 60, written
+        assert 150 <= written <= 600, written
         alarms = client.call("Alarm").alarms
         assert {alarm.alarm for alarm in alarms} == {1}
         with EtcdClient(small.endpoints[1]) as other, pytest.raises(grpc.RpcError):
