@@ -27,9 +27,13 @@ def test_no_lease_ends_early_and_none_comes_back(first: int) -> None:
         assert not outcome.failed, f"{outcome.trace}\nseed {seed}: {outcome.invariant} {outcome.what}"
 
 
+ENOUGH = {"granted": 30, "renewed": 60, "expired": 12, "revoked": 3, "elections": 100}
+
+
 def test_the_seeds_reach_what_they_are_for() -> None:
+    """How many seeds that takes depends on every other part of the world; that it is some dozens does not."""
     totals: Counter[str] = Counter()
-    for seed in range(100, 112):
+    for seed in range(100, 150):
         outcome, application = run(seed)
         assert not outcome.failed, f"seed {seed}: {outcome.invariant} {outcome.what}"
         checker = application.checker
@@ -37,9 +41,9 @@ def test_the_seeds_reach_what_they_are_for() -> None:
             granted=checker.granted, renewed=checker.renewed, expired=checker.expired, revoked=checker.revoked,
             elections=outcome.statistics["elections"],
         )  # fmt: skip
-    assert totals["granted"] > 20 and totals["renewed"] > 40, totals
-    assert totals["expired"] > 8 and totals["revoked"] > 1, totals
-    assert totals["elections"] > 30, totals
+        if all(totals[name] >= enough for name, enough in ENOUGH.items()):
+            return
+    raise AssertionError(f"too little: {totals}")
 
 
 def finds(monkeypatch: pytest.MonkeyPatch, seeds: range = range(40)) -> Outcome | None:
