@@ -253,6 +253,7 @@ class WatchHub:
         self.watcher_count = 0
         self.events_delivered = 0  # to watchers, counting each of them
         self.fell_behind = 0  # how often a reader was too slow
+        self.matched = 0  # how often a change concerned a topic
         self._history = history
         self._revision = history.revision  # of what the hub was handed
         self._topics: dict[tuple[bytes, bytes | None, bool, int, bool], Topic] = {}
@@ -426,6 +427,7 @@ class WatchHub:
         settle_previous(events)
         for event in events:
             for topic in self._topics_of(event.key):
+                self.matched += 1
                 if topic.synced:
                     if not topic.pending:
                         touched.append(topic)
