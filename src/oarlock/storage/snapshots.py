@@ -98,6 +98,14 @@ class SnapshotStore:
         """Read a published snapshot. Raises `StorageError` if it is not here, `Corrupt` if the file is another one."""
         path = self._base(group, meta.index, meta.term) + SUFFIX
         if not self._disk.exists(path):
+            aside = path.rpartition("/")[2] + "."
+            kept = [n for n in self._disk.listdir(self._path) if n.startswith(aside) and n.endswith(".corrupt")]
+            if kept:  # an earlier life found it, and may have died before anybody heard of it
+                raise Corrupt(
+                    f"the snapshot {meta.term}.{meta.index} of group {group} was found rotten and set aside as "
+                    f"{self._path}/{kept[-1]}",
+                    path=f"{self._path}/{kept[-1]}",
+                )
             raise StorageError(
                 f"there is no snapshot {meta.term}.{meta.index} of group {group}: {path} does not exist", path=path
             )

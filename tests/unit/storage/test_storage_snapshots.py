@@ -225,6 +225,8 @@ def test_an_older_snapshot_is_not_taken_for_the_newest_until_a_new_one_comes() -
         content(store, meta)
     with pytest.raises(Corrupt, match="Fetch it again"):
         store.newest(0)
+    with pytest.raises(Corrupt, match="found rotten and set aside as .*corrupt"):  # also by the next life
+        store.open(0, meta)
     store.prune(0, 1000)
     assert disk.exists(name + ".corrupt"), "never deleted"
     again = written(store, 9)
