@@ -225,7 +225,7 @@ def test_an_older_snapshot_is_not_taken_for_the_newest_until_a_new_one_comes() -
         content(store, meta)
     with pytest.raises(Corrupt, match="Fetch it again"):
         store.newest(0)
-    with pytest.raises(Corrupt, match="found rotten and set aside as .*corrupt"):  # also by the next life
+    with pytest.raises(Corrupt, match=r"found rotten and set aside as .*corrupt"):  # also by the next life
         store.open(0, meta)
     store.prune(0, 1000)
     assert disk.exists(name + ".corrupt"), "never deleted"
