@@ -479,7 +479,7 @@ class ServerConfig:
     )
     inline_sync: bool = _option(
         BOOL,
-        True,
+        False,
         "A follower waits for its disk on the event loop's thread while syncs are quick (0.5 ms on average, none of "
         "5 ms lately). A leader never does.",
         etcd=False,
