@@ -61,7 +61,7 @@ def test_every_state_of_a_quick_scope_holds(name: str, size: Size) -> None:
 
 def test_the_scopes_reach_what_they_are_for() -> None:
     sizes = {s.name: s.quick for s in SCOPES}
-    assert "InstallSnapshotReply" in explore(sizes["C"][2], 50_000).messages
+    assert "InstallSnapshotReply" in explore(sizes["C"][2], 120_000).messages
     assert "ReadIndexReply" in explore(sizes["F"][1], 50_000).messages
     assert "TimeoutNow" in explore(sizes["G"][0], 50_000).messages
 

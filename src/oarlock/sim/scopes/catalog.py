@@ -172,7 +172,7 @@ SCOPES: Final = (
                 script=LEADER_1,
             ),
             Size(voters=3, budgets=Budgets(wakes=2, repeats=1), terms_max=1, script=SNAPSHOT),
-            Size(voters=3, budgets=Budgets(elections=1, wakes=1), terms_max=2, script=SNAPSHOT, instant=True),
+            Size(voters=3, budgets=Budgets(elections=1, wakes=2), terms_max=2, script=SNAPSHOT, instant=True),
         ),
         full=(
             Size(
@@ -182,7 +182,7 @@ SCOPES: Final = (
                 script=LEADER_1,
             ),
             Size(voters=3, budgets=Budgets(wakes=2, proposals=1, repeats=1), terms_max=1, script=SNAPSHOT),
-            Size(voters=3, budgets=Budgets(elections=1, wakes=1, crashes=1), terms_max=2, script=SNAPSHOT),
+            Size(voters=3, budgets=Budgets(elections=1, wakes=2, crashes=1), terms_max=2, script=SNAPSHOT),
         ),
     ),
     Scope(
