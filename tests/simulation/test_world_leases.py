@@ -11,7 +11,7 @@ from oarlock.node.replica import leases as keeper
 from oarlock.sim.world.leases import LeaseApplication
 from oarlock.sim.world.outcome import Outcome, Replay, run_replay
 
-SEEDS = 24
+SEEDS = 12
 EVENTS = 2500
 
 
