@@ -39,6 +39,15 @@ from oarlock.check.models import (
 )
 from oarlock.check.parse import MalformedHistory, parse_jepsen_register, parse_kv_history
 from oarlock.check.picture import violation_page
+from oarlock.check.watch import (
+    EventHistory,
+    WatchAnswer,
+    WatchChecker,
+    WatchedEvent,
+    WatchRequest,
+    WatchViolation,
+    check_watch,
+)
 
 __all__ = [
     "CONFIGURATIONS_MAX",
@@ -62,7 +71,14 @@ __all__ = [
     "Verdict",
     "Violation",
     "Write",
+    "EventHistory",
+    "WatchAnswer",
+    "WatchChecker",
+    "WatchRequest",
+    "WatchViolation",
+    "WatchedEvent",
     "check_linearizable",
+    "check_watch",
     "Explanation",
     "dump_jsonl",
     "explain",

@@ -174,7 +174,17 @@ def test_a_fault_ends_one_stream_and_not_the_turn(
             raise ZeroDivisionError("on purpose")
         encode(self, delivery, messages)
 
+    flush = api_watch._Watching._flush
+    flushed = [0]
+
+    def counting(self: Any) -> None:
+        flushed[0] += 1
+        if flushed[0] > 10_000:
+            raise asyncio.CancelledError  # or the loop would be held for ever
+        flush(self)
+
     monkeypatch.setattr(api_watch._Watching, "_encode", faulty)
+    monkeypatch.setattr(api_watch._Watching, "_flush", counting)
 
     async def scenario() -> None:
         async with serving(engine) as served, await H2Client.connect(served.url) as client:
@@ -184,6 +194,16 @@ def test_a_fault_ends_one_stream_and_not_the_turn(
             unlucky.create(b"a", watch_id=13)
             answer = await client.finish(unlucky.stream_id)
             assert (answer.code, answer.text) == (Code.INTERNAL, "internal error: ZeroDivisionError")
+            flood = Watch(client)  # so many requests that their answers are sent in between
+            requests = []
+            for watch_id in (13, *range(1000, 6000)):
+                request = WatchRequest()
+                request.create_request.key, request.create_request.watch_id = b"b", watch_id
+                requests.append(message_frame(request.SerializeToString()))
+            client.send(flood.stream_id, b"".join(requests))
+            assert (await client.finish(flood.stream_id)).code == Code.INTERNAL
+            await asyncio.sleep(0)
+            assert flushed[0] < 10_000
             await put(client, b"a")
             assert len((await other.until(2))[1].events) == 1
             await served.until(lambda: served.backend.machine.watches.watcher_count == 1, "nothing is left of it")

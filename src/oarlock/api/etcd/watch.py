@@ -169,8 +169,9 @@ class _Watching:
     async def request(self, request: Any) -> None:
         while self._stream.waiting >= REQUESTS_AHEAD_MAX:  # answers have to be read before there are more
             self._flush()
-            if self._draining is not None:
-                await asyncio.wait({self._draining})
+            if self._draining is None:
+                break  # everything is sent, or the call is over
+            await asyncio.wait({self._draining})
         match request.WhichOneof("request_union"):
             case "create_request":
                 await self._create(request.create_request)
