@@ -32,12 +32,15 @@ ENTRIES: Final = (
         name="entries after index 0 are appended without a check",
         source="willemt/raft #118",
         trigger="the first AppendEntries ever comes again after a compaction",
+        note="a log that is compacted begins anew with them",
         edits=(
             Edit(
                 CORE,
                 "        if prev_index < log.commit_index:\n            # What is committed here",
-                "        if prev_index == 0:\n"
-                "            pass\n"
+                "        if prev_index == 0 and entries and log.snapshot_index:\n"
+                "            log._entries.clear()\n"
+                "            log.snapshot_index = log.snapshot_term = log.last_index = log.stable_index = 0\n"
+                "            self._durability.cut(1)\n"
                 "        elif prev_index < log.commit_index:\n            # What is committed here",
             ),
         ),

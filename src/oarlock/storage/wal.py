@@ -679,7 +679,6 @@ def _find_spares(disk: Disk, path: str, segment_bytes: int) -> tuple[list[str], 
             highest = max(highest, int(name.removeprefix(SPARE_PREFIX), 16))
             usable = not spares and read_file(disk, file, segment_bytes) == bytes(segment_bytes)
         except (ValueError, Corrupt):
-            # sometimes: a spare segment is not whole
             usable = False
         if usable:
             spares.append(file)

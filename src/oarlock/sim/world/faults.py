@@ -67,7 +67,12 @@ class Faults:
         self._world.later(duration, self._mend, fresh)
 
     def _mend(self, links: set[tuple[NodeId, NodeId]]) -> None:
-        self._world.network.cut -= links
+        network = self._world.network
+        network.cut -= links
+        if self._world.swarm.stream:  # connections that broke are made anew
+            for one, other in sorted(links):
+                if one < other and not self._world.is_foreign(one) and not self._world.is_foreign(other):
+                    network.connected(one, other)
         self._record_links()
 
     def _record_links(self) -> None:
@@ -359,7 +364,7 @@ class Faults:
         if process is None or not self._world.can_lose(process.id):
             return
         process.rotten = True
-        part = (".wal", ".wal", ".snap", ".tmp")[draw.draw(4)]
+        part = (".wal", ".wal", ".partial", ".tmp")[draw.draw(4)]
         process.disk.inject("write", Fault.MISDIRECTED, after=draw.draw(6), path_part=part)
         self._world.note(process, f"will misdirect a write to {part}")
 
@@ -461,7 +466,7 @@ class Faults:
     def _change_at(self, process: Process, draw: Stream) -> None:
         world = self._world
         configuration = process.core.configuration
-        if configuration.joint and draw.draw(2):
+        if draw.draw(2) if configuration.joint else draw.draw(24) == 23:  # also where there is nothing to leave
             process.change(())
             return
         changes: list[raft.ConfigChange] = []
@@ -469,7 +474,7 @@ class Faults:
             change = self._one_change(draw, configuration)
             if change is not None:
                 changes.append(change)
-        if changes and self._survivable(configuration, changes):
+        if changes and (self._survivable(configuration, changes) or self._refused(configuration, changes)):
             for change in changes:
                 if change.member.id not in world.processes:
                     world.join(change.member.id, witness=change.kind is raft.ChangeKind.ADD_WITNESS)
@@ -558,6 +563,9 @@ class Faults:
         member = configuration.member(ids[draw.draw(len(ids))])
         assert member is not None
         fresh = max(world.processes) + 1
+        if kind == 3 and configuration.removed and draw.draw(2):
+            again = sorted(configuration.removed)
+            return raft.ConfigChange(raft.ChangeKind.ADD_LEARNER, MemberInfo(id=again[draw.draw(len(again))]))
         if kind < 4 and fresh <= IDS_MAX:
             info = MemberInfo(id=fresh, promote_when_ready=draw.draw(2) == 1)
             role = (raft.ChangeKind.ADD_LEARNER, raft.ChangeKind.ADD_LEARNER, raft.ChangeKind.ADD_VOTER)[kind % 3]
@@ -573,6 +581,14 @@ class Faults:
             info = MemberInfo(id=member.id, priority=1 + draw.draw(3))
             return raft.ConfigChange(raft.ChangeKind.UPDATE, info, set_incarnation=False, set_context=False)
         return raft.ConfigChange(raft.ChangeKind.REMOVE, MemberInfo(id=member.id))
+
+    @staticmethod
+    def _refused(configuration: Configuration, changes: list[raft.ConfigChange]) -> bool:
+        """Whether the group itself must say no: nobody would be left who could lead, or somebody comes again."""
+        gone = {c.member.id for c in changes if c.kind in (raft.ChangeKind.REMOVE, raft.ChangeKind.ADD_LEARNER)}
+        full = configuration.voters - configuration.witnesses
+        comes = {c.member.id for c in changes if c.kind is not raft.ChangeKind.REMOVE}
+        return (len(changes) == 1 and full <= gone) or bool(comes & configuration.removed)
 
     def _survivable(self, configuration: Configuration, changes: list[raft.ConfigChange]) -> bool:
         """Whether those that are left can still agree: people do not vote their group away."""

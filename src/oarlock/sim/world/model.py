@@ -98,6 +98,7 @@ class Model:
             return ("session", session)
         if tag == 3:
             self._sessions.pop(fields[0], None)
+            self._nonces = {nonce: session for nonce, session in self._nonces.items() if session != fields[0]}
             return ("closed",)
         session, sequence, lowest, command = fields
         if session not in self._sessions:

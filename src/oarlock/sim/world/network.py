@@ -106,6 +106,16 @@ class Network:
             if process is not None and process.up:
                 process.known.pop(link[1], None)
 
+    def connected(self, one: NodeId, other: NodeId) -> None:
+        """A new connection between the two: both are told, whatever either has to say."""
+        for node, peer in ((one, other), (other, one)):
+            process, far = self._world.processes.get(node), self._world.processes.get(peer)
+            if process is None or far is None or not process.up or not far.up:
+                continue
+            if self._world.swarm.incarnations:
+                process.known[peer] = far.incarnation
+            process.give(raft.PeerConnected(peer, far.incarnation if self._world.swarm.incarnations else 0))
+
     def _arrive(self, packet: tuple[NodeId, NodeId, int, int, Message, Sent | None]) -> None:
         sender, to, incarnation, epoch, message, recorded = packet
         world = self._world

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from oarlock.sim.world.process import Process
     from oarlock.sim.world.world import World
 
-KINDS: Final = ("calm", "hub", "deaf", "slow_disks", "elections", "comeback", "handover", "removal")
+KINDS: Final = (
+    "calm",
+    "hub",
+    "deaf",
+    "slow_disks",
+    "elections",
+    "comeback",
+    "handover",
+    "removal",
+    "stranded",
+    "stale_reads",
+)
 TRIALS: Final = 2
 
 HANDOVER_TIMEOUTS: Final = 4  # for one handover under load, of which there are up to HANDOVER_ATTEMPTS
@@ -31,6 +42,9 @@ CALM_TIMEOUTS: Final = 10  # in which nothing happens, and nothing may
 DEAF_TIMEOUTS: Final = 8  # in which one member does not hear the leader
 TOLD_TIMEOUTS: Final = 4  # until who asked for a handover to a dead member is told that it failed
 IDLE_TIMEOUTS: Final = 8  # before a member comes back: a leader may have let go of its whole log by then
+STRANDED_TIMEOUTS: Final = 12  # for a successor of a leader that is cut off, and for what is written there
+STALE_TIMEOUTS: Final = 3
+STALE_READS: Final = 36
 COMEBACK_WRITES_MAX: Final = 80
 ELECTIONS: Final = 6  # leaders that are killed one after the other
 ELECTIONS_TIMEOUTS: Final = 30  # for all of their successors together ...
@@ -49,7 +63,9 @@ class Trials:
 
     def chosen(self) -> Iterator[str]:
         """One after the other; whether the group can be put to it is asked when its turn has come."""
-        for first in self._first:
+        for number, first in enumerate(self._first):
+            if number == 0 and self._world.swarm.lease_reads:
+                first = KINDS.index("stale_reads")
             for kind in (*KINDS[first:], *KINDS[:first]):
                 if kind not in self.ran and self._able(kind):
                     yield kind
@@ -78,6 +94,8 @@ class Trials:
             return self._alike() and len(voters) >= 2 and swarm.check_quorum
         if kind == "elections":
             return self._alike() and self._spare(leader)
+        if kind in ("stranded", "stale_reads"):
+            return len(voters) >= 3 and self._spare(leader)
         if len(voters) < 3 or not swarm.pre_vote or not swarm.check_quorum:
             return False
         return kind == "hub" or self._alike()
@@ -306,6 +324,84 @@ class Trials:
         self._wait(world.settled, TOLD_TIMEOUTS)
         gone.start()
         self._calm()
+
+    def _stranded(self) -> None:
+        """A leader is cut off, its disk stands still: what it must unlearn is partly on its way to the disk."""
+        world = self._world
+        timeout = world.swarm.timeout
+        old = self._leader()
+        rest = [node for node in sorted(world.processes) if node != old.id]
+        old.sync_extra = (STRANDED_TIMEOUTS + 4) * timeout
+        world.network.cut |= {(old.id, node) for node in rest} | {(node, old.id) for node in rest}
+        many = world.choices.draw("trial/many", 2) == 1
+        count = min(COMEBACK_WRITES_MAX, 2 * world.swarm.snapshot_entries + 6) if many else 4
+        for number in range(count):
+            command = plain(world.application.serving(2, number))
+            world.later(number * timeout // (2 * count), self._write_at, (old, command))
+        came = self._wait(lambda: any(p.leads and p is not old for p in world.up()), STRANDED_TIMEOUTS)
+        if came:
+            asked = Persistent(world.clients[0])
+            fresh = next(p for p in world.up() if p.leads and p is not old)
+            more = min(COMEBACK_WRITES_MAX, world.swarm.snapshot_entries + 3) if many else 3
+            for number in range(more):
+                asked.wait_once((fresh, plain(world.application.serving(3, number))))
+            self._wait(lambda: asked.done_once == more, STRANDED_TIMEOUTS)
+        world.network.cut.clear()
+        leader = world.leader()
+        if leader is not None and leader is not old:
+            # An answer of the old one would wait for its disk: only a new connection makes its successor try again.
+            world.network.connected(leader.id, old.id)
+        self._wait(lambda: False, 2)
+        old.sync_extra = 0
+
+    def _stale_reads(self) -> None:
+        """Reads where news comes late: at a follower that lags, at a leader that is deposed and does not hear of it.
+
+        What they show is the oracle's business.
+        """
+        world = self._world
+        network, swarm = world.network, world.swarm
+        timeout = swarm.timeout
+        old = self._leader()
+        others = [p for p in self._voters() if p is not old]
+        rest = [node for node in sorted(world.processes) if node != old.id]
+        incoming = {(node, old.id) for node in rest}
+        kind = world.choices.draw("trial/stale", 3) if swarm.lease_reads else 0
+        at = old
+        if kind == 0:
+            at = others[world.choices.draw("trial/target", len(others))]
+            network.clogged[old.id, at.id] = world.now + 2 * timeout
+        elif kind == 1:
+            # The answers that its lease rests on are under way for nearly as long as the others are patient.
+            for node in rest:
+                network.clogged[node, old.id] = world.now + 7 * timeout // 8
+            world.later(timeout // 4, self._cut, incoming | {(old.id, node) for node in rest})
+        else:
+            # It hands over, and does not hear that its successor was elected.
+            old.transfer(others[world.choices.draw("trial/target", len(others))].id)
+            world.later(1 + swarm.cpu * 2 + swarm.latency_min + swarm.latency_mean // 2, self._cut, incoming)
+        for turn in range(STALE_READS):
+            when = turn * STALE_TIMEOUTS * timeout // STALE_READS
+            world.later(when, self._read_at, at)
+            world.later(when, self._write_at, (None, plain(world.application.serving(2, turn))))
+        self._wait(lambda: False, STALE_TIMEOUTS)
+        network.cut.clear()
+        network.clogged.clear()
+
+    def _cut(self, links: set[tuple[int, int]]) -> None:
+        self._world.network.cut |= links
+
+    def _read_at(self, process: Process) -> None:
+        if process.up:
+            world = self._world
+            question = world.application.broad_question()
+            process.barrier(Op(world.clients[0], world.oracle.acknowledged, 1, question))
+
+    def _write_at(self, what: tuple[Process | None, bytes]) -> None:
+        process, command = what
+        process = process if process is not None else self._world.leader()
+        if process is not None and process.up:
+            process.submit(Op(self._world.clients[0], self._world.oracle.acknowledged, 1), [command])
 
     @staticmethod
     def _quick_again(process: Process) -> None:

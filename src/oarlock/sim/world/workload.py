@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from oarlock.errors import Outcome, RaftError
 from oarlock.machines.kv import commands as kv
-from oarlock.node.replica.sessions import in_session, open_session, plain
+from oarlock.node.replica.sessions import close_session, in_session, open_session, plain
 from oarlock.raft.types import Index
 from oarlock.sim.world.choices import Stream
 from oarlock.sim.world.model import Plain
@@ -141,7 +141,9 @@ class Client:
                 self._nonce = 1 + self._draw.draw(2**40)
             command = open_session(self._nonce)
         else:
-            if not self._retry:
+            if not self._retry and self._draw.draw(16) == 15:
+                self._retry = close_session(self._session)  # and goes on using it: it must be told
+            elif not self._retry:
                 self._sequence += 1
                 self._retry = in_session(self._session, self._sequence, self._sequence, self._asker.command())
             command = self._retry
@@ -156,6 +158,9 @@ class Client:
     def learned(self, result: Plain) -> None:
         if isinstance(result, tuple) and result[0] == "session":
             self._session = result[1]
+        elif result == ("rejected", "session_expired"):
+            self._session = self._nonce = self._sequence = 0
+            self._retry = b""
 
     def done(self, op: Op) -> None:
         if op is self._waiting:
