@@ -6,7 +6,7 @@ from math import log
 from typing import TYPE_CHECKING, Final
 
 from oarlock.raft import events as raft
-from oarlock.raft.messages import AppendEntries, Message
+from oarlock.raft.messages import AppendEntries, Message, TimeoutNow, TransferLeadership
 from oarlock.raft.types import NodeId
 from oarlock.sim.world.choices import MILLION
 from oarlock.sim.world.recording import Sent
@@ -122,6 +122,8 @@ class Network:
         process = world.processes.get(to)
         if process is None or process.member is None:
             return
+        if epoch < 0 and world.healed and isinstance(message, TransferLeadership | TimeoutNow):
+            return  # the ghost of an operator's word: nobody may wonder at what follows from it
         if epoch >= 0 and self._epochs and epoch != self._epochs.get((sender, to), 0):
             self.dropped += 1
             return
