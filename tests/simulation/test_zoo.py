@@ -43,16 +43,8 @@ def test_a_planted_defect_is_killed(name: str) -> None:
 
 
 def test_the_unchanged_source_passes_the_same_seeds() -> None:
-    known = report.load().results
-    clean = baseline(max(known[name].seeds for name in QUICK))
+    clean = baseline(BUDGET)
     assert not clean.invariant and not clean.unproven, clean.what
-
-
-def test_the_page_shows_the_recorded_results() -> None:
-    results = report.load()
-    assert report.PAGE.read_text().partition(report.BEGIN)[2] == report.page(results)
-    missing = [entry.id for entry in ALL if entry.id not in results.results]
-    assert not missing, f"never run: {missing}"
 
 
 def test_a_survivor_is_not_as_it_should_be() -> None:
