@@ -83,7 +83,10 @@ class Trials:
             return False
         if kind == "calm":
             ids = {process.id for process in world.members()}
-            return self._alike() and any(p.up and p.id not in ids for p in world.processes.values())
+            others = [p.id for p in world.processes.values() if p.up and p.id not in ids]
+            # One that was never committed as a member is not known as removed: only PreVote or CheckQuorum shut it out.
+            shut_out = swarm.pre_vote or swarm.check_quorum or set(others) <= world.oracle.configuration.removed
+            return self._alike() and bool(others) and shut_out
         if kind in ("comeback", "removal"):
             if kind == "removal" and not (self._alike() and len(voters) >= 2):
                 return False
