@@ -47,6 +47,10 @@ def test_the_unchanged_source_passes_the_same_seeds() -> None:
     assert not clean.invariant and not clean.unproven, clean.what
 
 
+def test_the_page_shows_the_recorded_results() -> None:
+    assert report.PAGE.read_text().partition(report.BEGIN)[2] == report.page(report.load())
+
+
 def test_a_survivor_is_not_as_it_should_be() -> None:
     assert not report.as_it_should(Result("BZ-01", seeds=400))
     assert report.as_it_should(Result("BZ-01", invariant="ES", seeds=1))
