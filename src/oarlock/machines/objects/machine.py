@@ -301,6 +301,8 @@ class ObjectMachine(VolatileMachine):
                     kwargs: dict[str, Any]) -> bytes:  # fmt: skip
         """A command for the log. Raises `TypeError` for arguments that do not fit the method's signature, and
         `Unencodable`."""
+        if not kwargs and (plain := self.codec.encode_plain(path + declared.name, args)) is not None:
+            return plain
         if kwargs:
             bound = inspect.signature(declared.function).bind(None, *args, **kwargs)
             args, kwargs = bound.args[1:], bound.kwargs
@@ -323,11 +325,12 @@ class ObjectMachine(VolatileMachine):
         else:
             self._position += 1
         try:
-            name, args, *rest = self.codec.decode(command)
-            kwargs: dict[str, Any] = rest[0] if rest else {}
-            if not isinstance(name, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
+            call = self.codec.decode(command)
+            name, args = call[0], call[1]
+            kwargs: dict[str, Any] | None = call[2] if len(call) > 2 else None
+            if type(name) is not str or type(args) is not list or not (kwargs is None or type(kwargs) is dict):
                 raise Undecodable("not a call")
-        except (Undecodable, ValueError, TypeError) as error:
+        except (Undecodable, ValueError, TypeError, LookupError) as error:
             return REFUSED + self.codec.encode(["malformed", f"not a command of this program: {error}"])
         if name.startswith("$"):
             return self._own(context, name, args)
@@ -342,7 +345,8 @@ class ObjectMachine(VolatileMachine):
         self.context = ApplyContext(context.index, context.term, context.time_ns, self._position)
         try:
             result = RETURNED + self.codec.encode(
-                function(entry.target, *args, **kwargs), f"the result of {entry.name}"
+                function(entry.target, *args, **kwargs) if kwargs else function(entry.target, *args),
+                f"the result of {entry.name}",
             )
         except (MemoryError, NotDeterministic):
             raise  # of this member, not of the command: it must not go on

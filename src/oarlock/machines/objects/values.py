@@ -114,9 +114,23 @@ class Codec:
     def encode(self, value: object, name: str = "the value") -> bytes:
         """Raises `Unencodable`, which names the place within `name`."""
         try:
+            kind = type(value)
+            if kind in _ATOMS or (kind is int and _INT_MIN <= value < _INT_MAX):  # type: ignore[operator]
+                return self._encoder.encode(value)  # what most results are
             return self._encoder.encode(self._pack(value, 0))
         except (Unencodable, UnicodeEncodeError, OverflowError):
             raise Unencodable(self._explain(value, name, 0) or f"{name} cannot be encoded") from None
+
+    def encode_plain(self, name: str, args: tuple[Any, ...]) -> bytes | None:
+        """`encode([name, list(args)])` where nothing in `args` needs a look inside; None otherwise."""
+        for value in args:
+            kind = type(value)
+            if kind not in _ATOMS and not (kind is int and _INT_MIN <= value < _INT_MAX):
+                return None
+        try:
+            return self._encoder.encode((name, args))
+        except UnicodeEncodeError:
+            return None
 
     def decode(self, data: bytes | memoryview) -> Any:
         """Raises `Undecodable`."""
