@@ -222,41 +222,29 @@ def test_leases_of_others(run: Any, serving: Any) -> None:
     run(work())
 
 
-class _Connection:
-    """A connection whose TLS has verified a certificate of `root`."""
-
-    @staticmethod
-    def certificate_user() -> str:
-        return "root"
-
-
-class _Call:
-    connection = _Connection()
-
-    def __init__(self, **metadata: bytes) -> None:
-        self._metadata = metadata
-
-    def metadata(self, name: bytes) -> bytes | None:
-        return self._metadata.get(name.decode())
-
-
-def test_a_certificate_counts_on_grpc_only() -> None:
+def test_a_certificate_counts_on_grpc_only(run: Any, serving: Any) -> None:
     """CVE-2018-16886: the JSON gateway has one function for who calls, and it takes no certificate."""
 
-    async def work() -> None:
-        backend = SingleBackend(make_machine())
-        for asked in (False, True):
-            access = Access(backend, backend.machine, Limits(), AuthOptions(certificate_users=asked))
-            call: Any = _Call()
-            assert access.identify(call) == (("root", 1) if asked else None)
-            for name in ("token", "authorization"):
-                call = _Call(**{name: b"x.1"})
-                with pytest.raises(RpcError, match="invalid auth token"):
-                    access.identify(call)
+    async def work(asked: bool) -> None:
+        options = AuthOptions(bcrypt_cost=4, certificate_users=asked)
+        async with serving("ngh2", auth=options) as served, await H2Client.connect(served.url) as client:
+            await people(client)
+            get = m("RangeRequest", key=b"z")
+            for connection in served.server._http2:
+                connection._certificate_user = "root"  # as if TLS had verified one
+            answer = await ask(client, "KV/Range", get)
+            assert answer.text == ("" if asked else "etcdserver: user name is empty")
+            for header in (b"token", b"authorization"):
+                answer = await ask(client, "KV/Range", get, "x.1", header)
+                assert answer.text == "etcdserver: invalid auth token", (
+                    "a wrong token is not made good by a certificate"
+                )
+            access: Access = served.server.service.context.access
             with pytest.raises(RpcError, match="invalid auth token"):
                 access.identify_token(b"")
 
-    asyncio.run(work())
+    run(work(True))
+    run(work(False))
     gateway = (ROOT / "src/oarlock/api/http1.py").read_text()
     assert "identify_certificate" not in gateway and "certificate_user" not in gateway
 
