@@ -1,6 +1,7 @@
 """For people's own tests: a state machine of yours in the simulated world, and real members for one test.
 
 - `Workload`, `simulated`: say what clients ask of a machine, and run it through seeds of a world that fails;
+- `ObjectWorkload`, `calling`: the same for a class with `@command` methods;
 - `Choose`: what a workload draws its commands with;
 - `run`, `Report`: the same without pytest;
 - `Cluster`: members in this process, on real sockets and disks (the pytest fixture `cluster` makes them).
@@ -9,16 +10,20 @@ docs/tutorial/test-your-machine.md is the way in; docs/reference/testing.md has 
 """
 
 from oarlock.testing.cluster import Cluster, ClusterFailed
+from oarlock.testing.objects import Call, ObjectWorkload, calling
 from oarlock.testing.runner import FAULTS, Report, run, simulated
 from oarlock.testing.workload import Choose, Workload
 
 __all__ = [
+    "Call",
     "Choose",
     "Cluster",
     "ClusterFailed",
     "FAULTS",
+    "ObjectWorkload",
     "Report",
     "Workload",
+    "calling",
     "run",
     "simulated",
 ]
