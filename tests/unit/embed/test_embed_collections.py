@@ -31,6 +31,8 @@ from oarlock.machines.base import Context
 from oarlock.machines.objects.machine import END, ObjectMachine
 from oarlock.sync import Node as SyncNode
 
+pytestmark = pytest.mark.slow  # three real members for nearly every test
+
 FREE = Callable[[int], list[str]]
 
 

@@ -25,6 +25,8 @@ from oarlock import (
 from oarlock.machines.objects.machine import END
 from oarlock.sync import Node as SyncNode
 
+pytestmark = pytest.mark.slow  # three real members for nearly every test
+
 FREE = Callable[[int], list[str]]
 
 
