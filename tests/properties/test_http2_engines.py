@@ -305,7 +305,8 @@ def test_the_dynamic_table_is_hpacks(steps: list[Any]) -> None:
     encoder, theirs, ours = hpack.Encoder(), hpack.Decoder(max_header_list_size=10_000), BlockDecoder(10_000)
     for step in steps:
         if isinstance(step, int):
-            encoder.header_table_size = step
+            if step != encoder.header_table_size:  # hpack's encoder forgets to announce a size that it is given twice
+                encoder.header_table_size = step
             continue
         block = encoder.encode([(step[0], b"v" * step[1])], huffman=False)
         assert ours.decode(block) == tuple(theirs.decode(block, raw=True))

@@ -96,6 +96,25 @@ def test_the_lowest_failing_seed_is_among_the_outcomes(monkeypatch: pytest.Monke
     assert run_seed is not fails
 
 
+def wait_until_at_work(pid: int, count: int) -> None:
+    """Until so many children of a process have used more processor time than starting takes, however busy we are."""
+    deadline = time.monotonic() + 100
+    tick = os.sysconf("SC_CLK_TCK")
+    while time.monotonic() < deadline:
+        busy = 0
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            try:
+                used = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]
+            except OSError:
+                continue  # it has ended meanwhile
+            busy += sum(map(int, used)) > 2 * tick
+        if busy >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"the children of {pid} did not begin to work")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the children are looked up in /proc")
 def test_ctrl_c_ends_with_a_summary(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "oarlock", "sim", "--seeds", "100000", "--events", "100", "--jobs", "2", "--json"],
@@ -107,7 +126,7 @@ def test_ctrl_c_ends_with_a_summary(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        time.sleep(4)
+        wait_until_at_work(process.pid, 2)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
         out, err = process.communicate(timeout=60)
     finally:
