@@ -301,6 +301,29 @@ def test_a_client_that_gets_answers_may_ping(run: Any, serving: Any, engine: str
     run(work())
 
 
+def test_a_client_may_ping_while_a_long_answer_comes(run: Any, serving: Any, engine: str) -> None:
+    """As grpc-go does with every window of a big range: the answer was given once, and goes out in many pieces."""
+
+    async def work() -> None:
+        async with serving(engine) as served, await H2Client.connect(served.url) as client:
+            stream = client.start("/test.Test/Echo")
+            client.send(stream, message_frame(b"x" * 1_000_000), end_stream=True)
+            answer, seen, pings = client.answers[stream], 0, 0
+            async with asyncio.timeout(30):
+                while not answer.ended.is_set():
+                    if len(answer.body) > seen + 60_000:
+                        seen = len(answer.body)
+                        client.h2.ping()
+                        client.flush()
+                        pings += 1
+                    await asyncio.sleep(0)
+            assert answer.code == 0 and len(answer.body) > 1_000_000
+            assert pings > 6
+            assert served.refused("pings") == 0
+
+    run(work())
+
+
 def test_pings_at_a_decent_pace(run: Any, serving: Any, engine: str) -> None:
     async def work() -> None:
         async with serving(engine, keepalive_min_s=0.001) as served, await H2Client.connect(served.url) as client:

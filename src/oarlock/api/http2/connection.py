@@ -172,6 +172,8 @@ class Http2Connection(asyncio.Protocol, ABC):
             if size < WRITE_BYTES or self._writing_paused:
                 break
         unsent = engine.unsent()
+        if unsent < self._unsent_reported:
+            self._answered = True  # more of a long answer has gone out, for which the client may measure the way
         if unsent or self._unsent_reported:
             self.host.unsent_bytes += unsent - self._unsent_reported
             self._unsent_reported = unsent
