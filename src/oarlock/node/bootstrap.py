@@ -210,11 +210,14 @@ def _check_owner(options: NodeOptions, identity: Identity, state: GroupState) ->
         if info.id != identity.member_id and urls & set(options.advertise_peer_urls):
             raise _wrong_directory(options, identity, f"member {info.id:x}, by its peer URLs {','.join(sorted(urls))}")
     own = newest.member(identity.member_id)
-    if own is not None and set(decode_record(own.context).peer_urls) != set(options.advertise_peer_urls):
-        log.warning(
-            "initial-advertise-peer-urls differ from what the configuration has for this member given=%s has=%s",
-            ",".join(options.advertise_peer_urls), ",".join(decode_record(own.context).peer_urls),
-        )  # fmt: skip
+    has = set(decode_record(own.context).peer_urls) if own is not None else set()
+    if own is not None and has != set(options.advertise_peer_urls):
+        raise _wrong_directory(
+            options,
+            identity,
+            f"a member at {','.join(options.advertise_peer_urls)}, while that one is at {','.join(sorted(has))} (to "
+            "move a member, tell the cluster first: etcdctl member update)",
+        )
 
 
 def _refuse_leftovers(options: NodeOptions, disk: Disk) -> None:
