@@ -1,34 +1,32 @@
-"""The HTTP/1.1 side of the client port: /health, /version and /metrics, served by uvicorn's protocol class behind a
-guard that sets the limits which that class lacks."""
+"""The HTTP/1.1 side of the client port: the JSON gateway, /health, /version, /metrics and the like, served by uvicorn's
+protocol class behind a guard that sets the limits which that class lacks."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from oarlock.api import checks
 from oarlock.api.backend import Backend
 from oarlock.api.etcd.context import CLUSTER_VERSION, ETCD_VERSION
+from oarlock.api.gateway import CrossOrigin, Gateway, description
 from oarlock.api.limits import Limits
 from oarlock.api.metrics import Metrics
-from oarlock.errors import RaftError
-from oarlock.machines.kv.alarms import AlarmBook
-from oarlock.machines.kv.commands_alarm import AlarmType
 
 log = logging.getLogger(__name__)
 
-HEALTH_TIMEOUT_S = 5.0
 KEEP_ALIVE_S = 60
 
 
@@ -36,18 +34,23 @@ class Http1Host(Protocol):
     """What a guard needs from the server around it."""
 
     limits: Limits
+    stream_paths: frozenset[str]
+    """Requests to these have no time in which they must be complete, and no size; what is not taken yet of them is
+    bounded by who reads it."""
 
     def abuse(self, kind: str) -> None: ...
     def http1_opened(self, guard: Http1Guard) -> None: ...
     def http1_closed(self, guard: Http1Guard) -> None: ...
 
 
-def make_application(backend: Backend, metrics: Metrics, allowed_hosts: list[str]) -> Starlette:
+def make_application(
+    backend: Backend, metrics: Metrics, gateway: Gateway, allowed_hosts: list[str], origins: Sequence[str]
+) -> CrossOrigin:
     """The application. `allowed_hosts` are the Host headers that are served, `["*"]` for any (DNS rebinding is then
-    possible, as with etcd's default)."""
+    possible, as with etcd's default); `origins` are those whose pages may use it (etcd's --cors)."""
 
     async def health(request: Request) -> Response:
-        healthy, reason = await _check_health(
+        healthy, reason = await checks.health(
             backend,
             serializable=request.query_params.get("serializable") == "true",
             exclude=request.query_params.getlist("exclude"),
@@ -66,45 +69,29 @@ def make_application(backend: Backend, metrics: Metrics, allowed_hosts: list[str
     async def not_found(request: Request, error: Exception) -> Response:
         return Response("404 page not found\n", status_code=404, media_type="text/plain")
 
-    return Starlette(
-        routes=[Route("/health", health), Route("/version", version), Route("/metrics", show_metrics)],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts)],
+    described = json.dumps(description(ETCD_VERSION)).encode()
+
+    async def openapi(request: Request) -> Response:
+        return Response(described, media_type="application/json")
+
+    others = Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/version", version),
+            Route("/metrics", show_metrics),
+            Route("/openapi.json", openapi),
+            *checks.routes(backend),
+        ],
         exception_handlers={404: not_found},
     )
 
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await (gateway if Gateway.has(scope["path"]) else others)(scope, receive, send)
 
-async def _check_health(backend: Backend, *, serializable: bool, exclude: list[str]) -> tuple[bool, str]:
-    """etcd's rules: an alarm that is not excluded, no leader, or a read that fails make a member unhealthy."""
-    view = backend.status()
-    alarms: AlarmBook | None = getattr(backend.kv, "alarms", None)
-    for _, kind in alarms.active() if alarms is not None else ():
-        name = AlarmType(kind).name
-        if name not in exclude:
-            return False, f"ALARM {name}"
-    for alarm in view.errors:
-        if not any(name and name in alarm for name in exclude):
-            return False, alarm
-    if not view.leader:
-        return False, "RAFT NO LEADER"
-    if serializable:
-        return True, ""
-    answered: asyncio.Future[RaftError | None] = asyncio.get_running_loop().create_future()
-
-    def done(error: RaftError | None) -> None:
-        if not answered.done():
-            answered.set_result(error)
-
-    try:
-        backend.read_barrier(done)
-        error = await asyncio.wait_for(answered, HEALTH_TIMEOUT_S)
-    except RaftError as refused:
-        error = refused
-    except TimeoutError:
-        return False, f"QGET ERROR: no answer within {HEALTH_TIMEOUT_S:g} s"
-    return (True, "") if error is None else (False, f"QGET ERROR: {error}")
+    return CrossOrigin(TrustedHostMiddleware(application, allowed_hosts=allowed_hosts), origins)
 
 
-def http1_factory(application: Starlette, limits: Limits) -> Callable[[], asyncio.Protocol]:
+def http1_factory(application: CrossOrigin, limits: Limits) -> Callable[[], asyncio.Protocol]:
     """Makes one protocol object for each connection: httptools' if it is installed, else h11's."""
     try:
         import httptools  # noqa: F401
@@ -147,6 +134,8 @@ class Http1Guard(asyncio.Protocol):
         self._body_bytes = 0
         self._idle_s = 0.0
         self._busy_s = 0.0
+        self._paused = False  # the client takes nothing of what is written
+        self._paused_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
@@ -157,11 +146,17 @@ class Http1Guard(asyncio.Protocol):
         cycle = self._inner.cycle
         return cycle is not None and not cycle.response_complete
 
+    def _receiving(self) -> bool:
+        """Whether the body of a request under way is incomplete, of one that has to be complete in time."""
+        cycle = self._inner.cycle
+        return self._busy() and cycle.more_body and cycle.scope["path"] not in self._host.stream_paths
+
     def data_received(self, data: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
             return
         if self._busy():
-            self._body_bytes += len(data)
+            if self._receiving():
+                self._body_bytes += len(data)
             if self._body_bytes > self._limits.http_body_bytes_max:
                 self._cut(b"413 Content Too Large", "http-body")
                 return
@@ -181,9 +176,11 @@ class Http1Guard(asyncio.Protocol):
         self._inner.eof_received()
 
     def pause_writing(self) -> None:
+        self._paused = True
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
+        self._paused = False
         self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -194,9 +191,12 @@ class Http1Guard(asyncio.Protocol):
     def tick(self, elapsed_s: float) -> None:
         if self._busy():
             self._idle_s = 0.0
-            self._busy_s += elapsed_s
+            self._busy_s = self._busy_s + elapsed_s if self._receiving() else 0.0
             if self._busy_s > self._limits.unfinished_request_s:
                 self._cut(None, "http-slow")
+            self._paused_s = self._paused_s + elapsed_s if self._paused else 0.0
+            if self._paused_s > self._limits.stall_s:
+                self._cut(None, "stalled")
             return
         self._busy_s = 0.0
         self._idle_s += elapsed_s

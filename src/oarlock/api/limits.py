@@ -136,6 +136,9 @@ class Limits:
     http_body_bytes_max: int = 2 * MIB
     """Body of one HTTP/1.1 request."""
 
+    json_depth_max: int = 64
+    """How deep a JSON body is nested. The deepest transaction takes 29 levels."""
+
     http_header_bytes_max: int = 64 * 1024
     """Request line and headers of one HTTP/1.1 request."""
 

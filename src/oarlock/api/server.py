@@ -13,6 +13,7 @@ from oarlock.api.backend import Backend
 from oarlock.api.etcd import ETCD_VERSION, EtcdService
 from oarlock.api.etcd.compactor import AutoCompaction
 from oarlock.api.etcd.tokens import AuthOptions
+from oarlock.api.gateway import Gateway, stream_paths
 from oarlock.api.grpc import GrpcConnection, Method, Router
 from oarlock.api.http1 import Http1Guard, http1_factory, make_application
 from oarlock.api.http2 import Http2Connection, engine_factory
@@ -42,6 +43,7 @@ class ApiServer:
         methods: Sequence[Method],
         auth: AuthOptions,
         compaction: AutoCompaction | None,
+        cors: Sequence[str],
     ) -> None:
         self.limits = limits
         self.engine = engine_factory(engine)
@@ -61,7 +63,9 @@ class ApiServer:
         self.router = Router(all_methods)
         metrics.watch_backend(backend, ETCD_VERSION)
         metrics.watch_methods(all_methods)
-        self._make_http1 = http1_factory(make_application(backend, metrics, list(allowed_hosts)), limits)
+        self.stream_paths = stream_paths()
+        gateway = Gateway(self, {(m.service, m.name): m for m in all_methods})
+        self._make_http1 = http1_factory(make_application(backend, metrics, gateway, list(allowed_hosts), cors), limits)
         self._loop = asyncio.get_running_loop()
         self._listeners: list[asyncio.Server] = []
         self.addresses: list[str] = []
@@ -343,16 +347,17 @@ async def start_api(
     methods: Sequence[Method] = (),
     auth: AuthOptions | None = None,
     compaction: AutoCompaction | None = None,
+    cors: Sequence[str] = ("*",),
 ) -> ApiServer:
     """Serve `backend` on all `listeners` (URLs; port 0 picks a free one, see `ApiServer.addresses`).
 
     `metrics` is for this server alone. `engine` is one of `ENGINES`, None for the first that loads. `methods` are
     further RPCs, or replacements of ours. `auth` says how clients prove who they are, `compaction` when history is
-    dropped by itself. Raises `ConfigurationError` for a malformed URL, `ValueError` for an unknown engine, `OSError` if
-    an address cannot be had; nothing is left listening then.
+    dropped by itself, `cors` which pages in browsers may use the HTTP side. Raises `ConfigurationError` for a malformed
+    URL, `ValueError` for an unknown engine, `OSError` if an address cannot be had; nothing is left listening then.
     """
     server = ApiServer(
-        backend, metrics, limits or Limits(), engine, allowed_hosts, methods, auth or AuthOptions(), compaction
+        backend, metrics, limits or Limits(), engine, allowed_hosts, methods, auth or AuthOptions(), compaction, cors
     )
     try:
         for url in listeners:

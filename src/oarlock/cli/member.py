@@ -165,6 +165,7 @@ async def start_member(config: ServerConfig) -> ServingMember:
             allowed_hosts=config.host_whitelist,
             auth=auth,
             compaction=compaction_of(config),
+            cors=config.cors,
         )
     except BaseException:
         await node.stop(timeout_s=1.0)

@@ -394,6 +394,13 @@ class ServerConfig:
         "Host names that HTTP requests may carry (`*`: any), against pages that rebind their name to this address.",
         section="security",
     )
+    cors: tuple[str, ...] = _option(
+        NAMES,
+        ("*",),
+        "Origins whose pages may use the HTTP side from a browser (`*`: any). Unless any may, requests from pages of "
+        "others are refused.",
+        section="security",
+    )
     peer_cert_file: str = _option(
         PATH,
         "",
@@ -542,7 +549,6 @@ ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
     "backend-batch-limit": ("0",),
     "backend-bbolt-freelist-type": ("map", "array"),
     "client-cert-allowed-hostname": ("",),
-    "cors": ("*", ""),
     "discovery": ("",),
     "discovery-proxy": ("",),
     "discovery-srv": ("",),

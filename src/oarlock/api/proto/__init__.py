@@ -4,6 +4,6 @@
 Nothing is registered globally, so any other etcd client can live in the same process.
 """
 
-from oarlock.api.proto.pool import SCHEMA_FILES, message, pool, services
+from oarlock.api.proto.pool import SCHEMA_FILES, message, pool, rpcs, services
 
-__all__ = ["SCHEMA_FILES", "message", "pool", "services"]
+__all__ = ["SCHEMA_FILES", "message", "pool", "rpcs", "services"]

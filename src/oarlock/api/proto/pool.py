@@ -53,3 +53,18 @@ def services() -> dict[str, dict[str, tuple[bool, bool]]]:
                 m.name: (m.client_streaming, m.server_streaming) for m in service.method
             }
     return found
+
+
+def rpcs() -> dict[tuple[str, str], tuple[str, str, bool, bool]]:
+    """Every RPC by service and name: its request and response by full name, (the client streams, the server
+    streams)."""
+    found: dict[tuple[str, str], tuple[str, str, bool, bool]] = {}
+    compiled = descriptor_pb2.FileDescriptorSet()
+    compiled.ParseFromString(files("oarlock.api.proto").joinpath("schema.bin").read_bytes())
+    for file in compiled.file:
+        for service in file.service:
+            for m in service.method:
+                found[f"{file.package}.{service.name}", m.name] = (
+                    m.input_type.lstrip("."), m.output_type.lstrip("."), m.client_streaming, m.server_streaming,
+                )  # fmt: skip
+    return found
