@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from oarlock import __version__
 from oarlock.api import checks
 from oarlock.api.backend import Backend
 from oarlock.api.etcd.context import CLUSTER_VERSION, ETCD_VERSION
@@ -60,7 +61,10 @@ def make_application(
         return Response(body, status_code=200 if healthy else 503, media_type="application/json")
 
     async def version(request: Request) -> Response:
-        body = json.dumps({"etcdserver": ETCD_VERSION, "etcdcluster": CLUSTER_VERSION}, separators=(",", ":"))
+        # Clients take the parts of the first for numbers (etcd3gw): the build metadata of `ETCD_VERSION` stays out.
+        plain = ETCD_VERSION.partition("+")[0]
+        versions = {"etcdserver": plain, "etcdcluster": CLUSTER_VERSION, "oarlock": __version__}
+        body = json.dumps(versions, separators=(",", ":"))
         return Response(body, media_type="application/json")
 
     async def show_metrics(request: Request) -> Response:

@@ -208,7 +208,8 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
 BAD = [
     "[1]", '"x"', "5", "tru", "{'key':1}", '{"key":"YQ==",}', '{"limit":5.0}', '{"limit":1e1}', '{"limit":"x"}',
     '{"limit":9223372036854775808}', '{"limit":true}', '{"limit":""}', '{"limit":[]}', '{"limit":NaN}', '{"key":1}',
-    '{"key":"!!"}', '{"key":"YQ"}', '{"key":"_-8="}', '{"key":{}}', '{"serializable":"true"}', '{"serializable":1}',
+    '{"key":"!!"}', '{"key":"YQ"}', '{"key":"YWFh="}', '{"key":"YQ======"}',
+    '{"key":"_-8="}', '{"key":{}}', '{"serializable":"true"}', '{"serializable":1}',
     '{"sort_order":"2"}', '{"sort_order":"NOPE"}', '{"sort_order":true}', '{"sort_order":1.5}', '{"limit":'
     + "9" * 5000 + "}",
 ]  # fmt: skip

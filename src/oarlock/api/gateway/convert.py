@@ -26,6 +26,7 @@ _INT_RANGES: Final = {
 }
 _AS_STRING: Final = frozenset({FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT64})
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,19})\Z")
+_HALF_PAIR: Final = re.compile("[\ud800-\udfff]")
 _SPACE: Final = b" \t\r\n"
 _TOKEN: Final = re.compile(rb'["{}\[\]]')
 _IN_STRING: Final = re.compile(rb'["\\]')
@@ -209,10 +210,13 @@ def _scalar(field: Any, item: Any, where: str) -> Any:
     if not isinstance(item, str) or isinstance(item, _Number):
         raise BadJson(f"{where} has to be a string, not {_kind(item)}")
     if kind == FieldDescriptor.TYPE_STRING:
-        return item.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
+        return _HALF_PAIR.sub("\ufffd", item)  # half of a surrogate pair is no text
     assert kind == FieldDescriptor.TYPE_BYTES, f"{field.full_name} has a type that the gateway does not know"
+    text = item.replace("\n", "").replace("\r", "")
+    if len(text) % 4 or "=" in text[:-2]:  # the library takes more padding than there should be
+        raise BadJson(f"{where}: illegal base64 data: its length is {len(text)}")
     try:
-        return base64.b64decode(item.replace("\n", "").replace("\r", ""), validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadJson(f"{where}: illegal base64 data: {error}") from error
 
