@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,10 @@ import pytest
 from oarlock.cli.version import compiled
 
 TESTS = Path(__file__).parent
+
+# A shell that runs something in the background has it ignore SIGINT, and so would every program that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 PATCHES = pytest.mark.skip(reason="replaces what a compiled module does not look up again")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import datetime
+import gc
 import io
 import linecache
 import os
@@ -121,12 +122,14 @@ class Guard:
         if timed:
             old = signal.signal(signal.SIGVTALRM, self._ring)
             signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds_max)
+        callbacks, gc.callbacks[:] = gc.callbacks[:], []  # of other tools: they come in the middle of anything
         try:
             sys.setprofile(self._called)
             try:
                 return self._purely(what, function(*arguments))
             finally:
                 sys.setprofile(profile)
+                gc.callbacks[:] = callbacks
                 if timed:
                     signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
                     signal.signal(signal.SIGVTALRM, old)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Final
+from zlib import crc32
 
 import msgspec
 
+from oarlock.errors import Corrupt
 from oarlock.machines.memory_store import MemoryReplacement, MemoryStore, MemoryTable, MemoryView
 from oarlock.storage.disk import SECTOR_BYTES, parent_of
 from oarlock.storage.sim_disk import SimDisk, _Directory, _Inode
 
 STORE_FILE: Final = "machine.db"
+CRC_BYTES: Final = 4  # the store of pages has a checksum for every value: this one for the whole file
 
 
 class WorldDisk(SimDisk):
@@ -60,10 +63,13 @@ class CheckpointedStore(MemoryStore):
         disk.mkdir(path)
         if disk.exists(self._path):
             file = disk.open(self._path, write=False)
-            index, contents = msgspec.msgpack.decode(
-                file.pread(0, file.size()), type=tuple[int, dict[str, list[tuple[bytes, bytes]]]]
-            )
+            data = file.pread(0, file.size())
             file.close()
+            if crc32(data[CRC_BYTES:]).to_bytes(CRC_BYTES, "little") != data[:CRC_BYTES]:
+                raise Corrupt(f"{self._path} is not as it was written", path=self._path)
+            index, contents = msgspec.msgpack.decode(
+                memoryview(data)[CRC_BYTES:], type=tuple[int, dict[str, list[tuple[bytes, bytes]]]]
+            )
             for name, pairs in contents.items():
                 for key, value in pairs:
                     self.tables[name].put(key, value)
@@ -118,7 +124,7 @@ class CheckpointedStore(MemoryStore):
         data = msgspec.msgpack.encode((index, {name: sorted(pairs.items()) for name, pairs in contents.items()}))
         temporary = self._path + ".tmp"
         file = self._disk.create(temporary)
-        file.pwrite(0, data)
+        file.pwrite(0, crc32(data).to_bytes(CRC_BYTES, "little") + data)
         file.datasync()
         file.close()
         self._disk.rename(temporary, self._path)
