@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -71,7 +72,14 @@ def test_curl(cluster: LocalCluster) -> None:
         assert curl(other, "/livez") == (200, "ok\n")
         assert curl(other, "/readyz?verbose")[1].endswith("ok\n")
         assert json.loads(curl(other, "/version")[1])["etcdserver"] == "3.5.0"
-        assert "etcd_server_has_leader 1.0" in curl(other, "/metrics")[1]
+        metrics = curl(other, "/metrics")[1]
+        assert "etcd_server_has_leader 1.0" in metrics
+        assert "etcd_server_proposals_pending 0.0" in metrics
+        fsyncs = re.search(
+            r'^etcd_disk_wal_fsync_duration_seconds_bucket{le="\+Inf"} ([0-9.]+)$', metrics, re.MULTILINE
+        )
+        assert fsyncs is not None
+        assert float(fsyncs[1]) > 0
         assert json.loads(curl(other, "/openapi.json")[1])["openapi"] == "3.1.0"
 
     watching = subprocess.Popen(

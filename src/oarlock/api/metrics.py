@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from oarlock.api.backend import Backend
@@ -36,6 +37,42 @@ _CODE_NAMES = (
 )
 
 
+class Histogram(Protocol):
+    """Counts of values up to each of `bounds` (s), and above the last; not cumulative."""
+
+    @property
+    def bounds(self) -> tuple[float, ...]: ...
+    @property
+    def counts(self) -> Sequence[int]: ...
+    @property
+    def sum(self) -> float: ...
+
+
+class NodeCounts(Protocol):
+    """What the node below counts since its start. (`node.metrics.NodeMetrics`)"""
+
+    @property
+    def proposals(self) -> int: ...
+    @property
+    def proposals_completed(self) -> int: ...
+    @property
+    def proposals_failed(self) -> int: ...
+    @property
+    def proposals_overloaded(self) -> int: ...
+    @property
+    def reads_failed(self) -> int: ...
+    @property
+    def leader_changes(self) -> int: ...
+    @property
+    def fsync(self) -> Histogram: ...
+    @property
+    def turn(self) -> Histogram: ...
+    @property
+    def stalls(self) -> int: ...
+    @property
+    def disk_sick(self) -> int: ...
+
+
 class Metrics:
     """The metrics of one member. Other parts may register their own collectors in `registry`."""
 
@@ -55,12 +92,15 @@ class Metrics:
         self.health_failed = Counter(
             "etcd_server_health_failures", "The total number of failed health checks", registry=self.registry
         )
-        self.sent_bytes = 0
-        self.received_bytes = 0
+        ProcessCollector(registry=self.registry)
 
-    def watch_backend(self, backend: Backend, version: str) -> None:
+    def watch_backend(self, backend: Backend, version: str, cluster_version: str, quota_bytes: int) -> None:
         """Show `backend`'s state at every scrape."""
-        self.registry.register(_BackendCollector(backend, version))
+        self.registry.register(_BackendCollector(backend, version, cluster_version, quota_bytes))
+
+    def watch_node(self, counts: NodeCounts) -> None:
+        """Show what the node counts at every scrape."""
+        self.registry.register(_NodeCollector(counts))
 
     def watch_methods(self, methods: Iterable[Method]) -> None:
         """Show the counters of the gRPC methods at every scrape."""
@@ -72,9 +112,11 @@ class Metrics:
 
 
 class _BackendCollector:
-    def __init__(self, backend: Backend, version: str) -> None:
+    def __init__(self, backend: Backend, version: str, cluster_version: str, quota_bytes: int) -> None:
         self._backend = backend
         self._version = version
+        self._cluster_version = cluster_version
+        self._quota_bytes = quota_bytes
 
     def collect(self) -> Iterator[Metric]:
         backend = self._backend
@@ -120,6 +162,7 @@ class _BackendCollector:
                 "Events that wait for the readers of watches.",
                 watches.outbox_bytes if watches is not None else 0,
             ),
+            ("etcd_server_quota_backend_bytes", "Current backend storage quota size in bytes.", self._quota_bytes),
             ("oarlock_raft_term", "The member's current term.", view.raft_term),
             ("oarlock_leases", "Leases that are in force.", len(getattr(backend.kv, "leases", ()))),
             (
@@ -148,11 +191,55 @@ class _BackendCollector:
         versions = GaugeMetricFamily("etcd_server_version", "Which version is running.", labels=["server_version"])
         versions.add_metric([self._version], 1.0)
         yield versions
+        cluster = GaugeMetricFamily("etcd_cluster_version", "Which version is running.", labels=["cluster_version"])
+        cluster.add_metric([self._cluster_version.rpartition(".")[0]], 1.0)
+        yield cluster
         identity = GaugeMetricFamily(
             "etcd_server_id", "Server or member ID in hexadecimal format.", labels=["server_id"]
         )
         identity.add_metric([f"{backend.member_id:x}"], 1.0)
         yield identity
+
+
+class _NodeCollector:
+    def __init__(self, counts: NodeCounts) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._counts
+        failed = counts.proposals_failed + counts.proposals_overloaded
+        for name, text, total in (
+            ("etcd_server_leader_changes_seen", "The number of leader changes seen.", counts.leader_changes),
+            ("etcd_server_proposals_failed", "The total number of failed proposals seen.", failed),
+            ("etcd_server_read_indexes_failed", "The total number of failed read indexes seen.", counts.reads_failed),
+            ("oarlock_loop_stalls", "Turns that came late because the event loop was held up.", counts.stalls),
+        ):
+            yield CounterMetricFamily(name, text, value=float(total))
+        pending = counts.proposals - counts.proposals_completed - counts.proposals_failed
+        for name, text, value in (
+            ("etcd_server_proposals_pending", "The current number of pending proposals to commit.", pending),
+            ("oarlock_disk_sick", "Whether this member's disk is too slow to lead: 1 if so.", counts.disk_sick),
+        ):
+            yield GaugeMetricFamily(name, text, value=float(value))
+        for name, text, histogram in (
+            ("etcd_disk_wal_fsync_duration_seconds", "The latency distributions of fsync called by WAL.", counts.fsync),
+            ("oarlock_turn_duration_seconds", "How long a turn of the member takes.", counts.turn),
+        ):
+            yield HistogramMetricFamily(name, text, buckets=_cumulated(histogram), sum_value=histogram.sum)
+
+
+def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
+    """Prometheus' buckets: each holds those below it too.
+
+    >>> from types import SimpleNamespace
+    >>> _cumulated(SimpleNamespace(bounds=(0.5, 1.0), counts=[2, 1, 4], sum=9.0))
+    [('0.5', 2.0), ('1.0', 3.0), ('+Inf', 7.0)]
+    """
+    buckets, total = [], 0
+    for bound, count in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
+        total += count
+        buckets.append((bound, float(total)))
+    return buckets
 
 
 class _MethodCollector:

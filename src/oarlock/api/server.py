@@ -10,7 +10,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from oarlock.api.backend import Backend
-from oarlock.api.etcd import ETCD_VERSION, EtcdService
+from oarlock.api.etcd import CLUSTER_VERSION, ETCD_VERSION, EtcdService
 from oarlock.api.etcd.compactor import AutoCompaction
 from oarlock.api.etcd.tokens import AuthOptions
 from oarlock.api.gateway import Gateway, stream_paths
@@ -61,7 +61,7 @@ class ApiServer:
         all_methods = [m for m in self.service.methods() if (m.service, m.name) not in served] + list(methods)
         self.service.protect(all_methods)
         self.router = Router(all_methods)
-        metrics.watch_backend(backend, ETCD_VERSION)
+        metrics.watch_backend(backend, ETCD_VERSION, CLUSTER_VERSION, limits.quota_bytes)
         metrics.watch_methods(all_methods)
         self.stream_paths = stream_paths()
         gateway = Gateway(self, {(m.service, m.name): m for m in all_methods})

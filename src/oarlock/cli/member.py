@@ -153,12 +153,14 @@ async def start_member(config: ServerConfig) -> ServingMember:
     tls = client_tls(config)
     auth = auth_options(config)
     node = await start_node(node_options(config), machine_factory(config))
+    metrics = Metrics()
+    metrics.watch_node(node.metrics)
     try:
         api = await start_api(
             # the node's views have the fields of the API's without being the same classes
             cast(Backend, NodeBackend(node, strict_reconfig_check=config.strict_reconfig_check)),
             config.listen_client_urls,
-            Metrics(),
+            metrics,
             tls,
             limits_of(config),
             engine=None if config.http2 == "auto" else config.http2,

@@ -25,6 +25,7 @@ from oarlock.api.grpc.local import LocalConnection
 from oarlock.api.metrics import Metrics
 from oarlock.api.server import start_api
 from oarlock.errors import NoLeader
+from oarlock.node.metrics import NodeMetrics
 
 DEPTH = 64
 UNALIKE = ("MemberAdd", "MemberUpdate", "Lock", "Campaign", "LeaseGrant")
@@ -510,6 +511,25 @@ def test_checks(run: Any, serving: Any) -> None:
                 assert (await get(served, path))[0] == 404, path
 
     run(work())
+
+
+def test_what_the_node_counts() -> None:
+    counts = NodeMetrics()
+    counts.proposals, counts.proposals_completed, counts.proposals_failed, counts.proposals_overloaded = 9, 5, 1, 2
+    counts.leader_changes = 3
+    for seconds in (0.0002, 0.003, 60.0):
+        counts.fsync.add(seconds)
+    metrics = Metrics()
+    metrics.watch_node(counts)
+    for name, labels, value in (
+        ("etcd_server_proposals_pending", {}, 3), ("etcd_server_proposals_failed_total", {}, 3),
+        ("etcd_server_leader_changes_seen_total", {}, 3),
+        ("etcd_disk_wal_fsync_duration_seconds_bucket", {"le": "0.004"}, 2),
+        ("etcd_disk_wal_fsync_duration_seconds_bucket", {"le": "+Inf"}, 3),
+        ("etcd_disk_wal_fsync_duration_seconds_sum", {}, 60.0032),
+    ):  # fmt: skip
+        assert metrics.registry.get_sample_value(name, labels) == pytest.approx(value), name
+    assert b"process_cpu_seconds_total" in metrics.text()
 
 
 # -- the description
