@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
@@ -73,6 +73,19 @@ class NodeCounts(Protocol):
     def disk_sick(self) -> int: ...
 
 
+class PeerCounts(Protocol):
+    """What is known of the connections with one peer. (`transport.peers.PeerStats`)"""
+
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def sent_bytes(self) -> int: ...
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def rtt_ns(self) -> int: ...
+
+
 class Metrics:
     """The metrics of one member. Other parts may register their own collectors in `registry`."""
 
@@ -101,6 +114,10 @@ class Metrics:
     def watch_node(self, counts: NodeCounts) -> None:
         """Show what the node counts at every scrape."""
         self.registry.register(_NodeCollector(counts))
+
+    def watch_peers(self, stats: Callable[[], Mapping[int, PeerCounts]]) -> None:
+        """Show what `stats()` says of each peer at every scrape."""
+        self.registry.register(_PeerCollector(stats))
 
     def watch_methods(self, methods: Iterable[Method]) -> None:
         """Show the counters of the gRPC methods at every scrape."""
@@ -240,6 +257,32 @@ def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
         total += count
         buckets.append((bound, float(total)))
     return buckets
+
+
+class _PeerCollector:
+    def __init__(self, stats: Callable[[], Mapping[int, PeerCounts]]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        sent = CounterMetricFamily(
+            "etcd_network_peer_sent_bytes", "The total number of bytes sent to peers.", labels=["To"]
+        )
+        received = CounterMetricFamily(
+            "etcd_network_peer_received_bytes", "The total number of bytes received from peers.", labels=["From"]
+        )
+        active = GaugeMetricFamily(
+            "etcd_network_active_peers", "The current number of active peer connections.", labels=["Remote"]
+        )
+        trip = GaugeMetricFamily(
+            "oarlock_peer_round_trip_seconds", "The last round trip with a peer; 0 before the first.", labels=["To"]
+        )
+        for member, peer in self._stats().items():
+            name = f"{member:x}"
+            sent.add_metric([name], float(peer.sent_bytes))
+            received.add_metric([name], float(peer.received_bytes))
+            active.add_metric([name], float(peer.connected))
+            trip.add_metric([name], peer.rtt_ns / 1e9)
+        yield from (sent, received, active, trip)
 
 
 class _MethodCollector:

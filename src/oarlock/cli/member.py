@@ -25,6 +25,7 @@ from oarlock.node.backend import NodeBackend
 from oarlock.node.bootstrap import NodeOptions, start_node
 from oarlock.node.replica import MemberLimits
 from oarlock.node.runtime import Node
+from oarlock.transport import Transport
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +156,7 @@ async def start_member(config: ServerConfig) -> ServingMember:
     node = await start_node(node_options(config), machine_factory(config))
     metrics = Metrics()
     metrics.watch_node(node.metrics)
+    metrics.watch_peers(cast(Transport, node.transport).stats)  # `start_node` makes no other
     try:
         api = await start_api(
             # the node's views have the fields of the API's without being the same classes

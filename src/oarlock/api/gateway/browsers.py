@@ -38,7 +38,7 @@ class CrossOrigin:
                 allowed = (
                     (b"access-control-allow-origin", origin), (b"vary", b"Origin"), _METHODS, _HEADERS,
                 )  # fmt: skip
-            elif urlsplit(origin.decode("latin-1")).netloc.encode("latin-1") != headers.get(b"host", b""):
+            elif not _is_of(origin, headers.get(b"host", b"")):
                 await _short(send, 403, b"this origin is not in --cors\n")
                 return
         if scope["method"] == "OPTIONS":
@@ -51,6 +51,19 @@ class CrossOrigin:
             await send(event)
 
         await self._application(scope, receive, send_with_headers)  # type: ignore[operator]
+
+
+def _is_of(origin: bytes, host: bytes) -> bool:
+    """Whether a page of `origin` came from the host that it asks.
+
+    >>> _is_of(b"http://a:1", b"a:1"), _is_of(b"null", b""), _is_of(b"http://[", b"[")
+    (True, False, False)
+    """
+    try:
+        netloc = urlsplit(origin.decode("latin-1")).netloc
+    except ValueError:
+        return False
+    return netloc != "" and netloc.encode("latin-1") == host
 
 
 async def _short(send: Send, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
