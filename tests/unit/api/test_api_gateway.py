@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from oarlock.api.gateway import paths
 from oarlock.api.gateway.convert import BadJson, Splitter, dump, fill, parse, show
 from oarlock.api.gateway.openapi import description
 from oarlock.api.grpc.local import LocalConnection
+from oarlock.api.http2 import Http2Connection
 from oarlock.api.metrics import Metrics
 from oarlock.api.server import start_api
 from oarlock.errors import NoLeader
@@ -381,6 +383,34 @@ def test_a_stream_that_fails_says_so(run: Any, serving: Any) -> None:
     run(work())
 
 
+def test_only_an_incomplete_request_is_cut(run: Any, serving: Any) -> None:
+    """A watch and a call that waits may take any time; a body that does not come may not."""
+
+    async def work() -> None:
+        async with serving("own", unfinished_request_s=0.5) as served:
+            for lease in ("1", "2"):
+                await post(served.url, "/v3/lease/grant", {"ID": lease, "TTL": "60"})
+            key = (await post(served.url, "/v3/lock/lock", {"name": "bA==", "lease": "1"}))[1]["key"]
+            watching = await Streaming.open(served.url, "/v3/watch", {"create_request": {"key": b64(b"w")}}, more=True)
+            waiting = await Streaming.open(served.url, "/v3/lock/lock", {"name": "bA==", "lease": "2"})
+            slow = await Streaming.open(served.url, "/v3/kv/put", {"key": b64(b"a")}, more=True)
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await slow.head()
+            assert served.refused("http-slow") == 1
+            await asyncio.sleep(1.5)
+            assert served.refused("http-slow") == 1, "and nobody else"
+            await post(served.url, "/v3/lock/unlock", {"key": key})
+            assert await waiting.head() == 200
+            await post(served.url, "/v3/kv/put", {"key": b64(b"w")})
+            assert await watching.head() == 200
+            await watching.line()
+            assert (await watching.line())["result"]["events"]
+            for stream in (watching, waiting, slow):
+                stream.writer.close()
+
+    run(work())
+
+
 def test_a_reader_that_does_not_read_holds_no_more_than_it_may(run: Any, serving: Any) -> None:
     async def work() -> None:
         async with serving("own", stream_unsent_bytes=1000) as served:
@@ -431,12 +461,17 @@ def test_tokens(run: Any, serving: Any) -> None:
     run(work())
 
 
-def test_nobody_is_known_by_a_certificate(run: Any, serving: Any) -> None:
+def test_nobody_is_known_by_a_certificate(run: Any, serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """CVE-2018-16886: on gRPC a certificate is a user, through the gateway it is not."""
+    monkeypatch.setattr(Http2Connection, "certificate_user", lambda connection: "root")
 
     async def work() -> None:
-        async with serving("own") as served:
-            assert LocalConnection(served.server, "?", "?").certificate_user() == ""
+        async with serving("own", auth=replace(CHEAP, certificate_users=True)) as served:
+            async with await H2Client.connect(served.url) as client:
+                await people(client)
+                assert (await client.unary("/etcdserverpb.Auth/UserList", b"")).code == 0, "by its certificate"
+            status, answer = await post(served.url, "/v3/auth/user/list")
+            assert (status, answer["error"]) == (400, "etcdserver: user name is empty")
 
     run(work())
 
