@@ -41,6 +41,7 @@ FRAME_BYTES_MAX: Final = 16_384  # we never announce more, so no peer may send m
 WINDOW_BYTES_DEFAULT: Final = 65_535
 WINDOW_BYTES_MAX: Final = 2**31 - 1
 CONTINUATIONS_MAX: Final = 8  # CONTINUATION frames of one header block
+SETTINGS_PAIRS_MAX: Final = 32  # of one frame, as nghttp2: a new initial window goes through all streams
 STREAM_ID_MAX: Final = 2**31 - 1
 ANSWERS_REMEMBERED_MAX: Final = 64  # encoded header lists, of all connections
 SMALL_BODY_BYTES: Final = FRAME_BYTES_MAX  # an answer up to this goes out as one piece if the windows allow it
@@ -314,6 +315,7 @@ class OwnEngine:
             window = max(self._limits.stream_window_bytes, WINDOW_BYTES_DEFAULT)
             if stream.received > window:
                 self._end(stream, ErrorCode.FLOW_CONTROL_ERROR)
+                self._sink.on_control("data beyond the window")
                 return
             if stream.received * 2 >= self._limits.stream_window_bytes:
                 self._put(_frame(WINDOW_UPDATE, 0, stream_id, _U32.pack(stream.received)))
@@ -370,6 +372,8 @@ class OwnEngine:
             if not self._settled:
                 self._fail(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
             return
+        if len(payload) > SETTINGS_PAIRS_MAX * _PAIR.size:
+            self._fail(ErrorCode.ENHANCE_YOUR_CALM, f"SETTINGS of {len(payload)} bytes")
         self._settled = True
         for number, value in _PAIR.iter_unpack(payload):
             if number == _SETTINGS_INITIAL_WINDOW_SIZE:
@@ -408,6 +412,8 @@ class OwnEngine:
             return
         if not grant or stream.window + grant > WINDOW_BYTES_MAX:
             self._end(stream, ErrorCode.FLOW_CONTROL_ERROR if grant else ErrorCode.PROTOCOL_ERROR)
+            # A request begun and reset at the client's wish, as with RST_STREAM (CVE-2025-8671).
+            self._sink.on_control("impossible window")
             return
         stream.window += grant
 
@@ -598,7 +604,8 @@ class OwnEngine:
     def _goaway(self, error_code: int, text: str) -> None:
         if not self._failed:
             self._failed = self._going = True
-            self._put(_frame(GOAWAY, 0, 0, _PAIR_GOAWAY.pack(self._last_id, error_code) + text.encode()))
+            last_id = min(self._last_id, self._drained)  # what a GOAWAY before this one disowned stays so
+            self._put(_frame(GOAWAY, 0, 0, _PAIR_GOAWAY.pack(last_id, error_code) + text.encode()))
 
     def _fail(self, error_code: int, text: str) -> None:
         """The peer broke the protocol: say so to it, and to whoever feeds us."""
