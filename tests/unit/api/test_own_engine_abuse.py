@@ -11,6 +11,7 @@ from oarlock.api.http2.engine import ConnectionFailed, ErrorCode, Headers
 from oarlock.api.http2.header_blocks import encode_block
 from oarlock.api.http2.own_engine import (
     END_HEADERS,
+    END_STREAM,
     GOAWAY,
     HEADERS,
     SETTINGS_PAIRS_MAX,
@@ -20,7 +21,8 @@ from oarlock.api.http2.own_engine import (
 from oarlock.api.http2.own_engine import SETTINGS as SETTINGS_KIND
 from oarlock.api.limits import Limits
 
-BLOCK = encode_block(((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a/b")))
+REQUEST = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a/b"))
+BLOCK = encode_block(REQUEST)
 
 
 class Told:
@@ -29,6 +31,7 @@ class Told:
     def __init__(self) -> None:
         self.control: list[str] = []
         self.requests: list[int] = []
+        self.ends: list[int] = []
         self.closed: list[int] = []
 
     def on_request(self, stream_id: int, headers: Headers, ended: bool) -> None:
@@ -38,7 +41,7 @@ class Told:
         pass
 
     def on_end(self, stream_id: int) -> None:
-        pass
+        self.ends.append(stream_id)
 
     def on_closed(self, stream_id: int, error_code: int) -> None:
         self.closed.append(stream_id)
@@ -97,3 +100,21 @@ def test_a_second_goaway_does_not_claim_streams_that_the_first_disowned() -> Non
     last = engine.take(1 << 20)
     assert told.requests == [1]
     assert last[3] == GOAWAY and struct.unpack_from(">I", last, 9) == (1,)
+
+
+def test_a_request_has_one_length() -> None:
+    """Of two that differ, a proxy before us may have believed the other one (RFC 9110 8.6)."""
+    engine, told = begun()
+    fields = (*REQUEST, (b"content-length", b"5"), (b"content-length", b"3"))
+    engine.feed(frame(HEADERS, END_HEADERS, 1, encode_block(fields)))
+    assert told.requests == [] and told.control == ["malformed request"]
+
+
+@pytest.mark.parametrize("field", [(b"Grpc-Status", b"0"), (b"a b", b"c"), (b"a", b"b\r\nc: d"), (b":path", b"/")])
+def test_trailers_are_fields_as_well(field: tuple[bytes, bytes]) -> None:
+    """RFC 9113 8.2.1 knows no exception for them."""
+    engine, told = begun()
+    engine.feed(frame(HEADERS, END_HEADERS, 1, BLOCK))
+    engine.feed(frame(HEADERS, END_HEADERS | END_STREAM, 1, encode_block((field,))))
+    engine.feed(b"")
+    assert told.ends == [] and told.closed == [1] and told.control == ["malformed request"]

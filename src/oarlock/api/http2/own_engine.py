@@ -271,7 +271,7 @@ class OwnEngine:
         elif stream.ended:
             self._end(stream, ErrorCode.STREAM_CLOSED)
             self._sink.on_control("headers after the end")
-        elif fault or not ended or stream.length_left > 0 or any(name[:1] == b":" for name, _ in headers):
+        elif fault or not ended or stream.length_left > 0 or trailers_fault(headers):
             self._stream_fault(stream)
         else:
             stream.ended = True
@@ -672,7 +672,7 @@ def request_fault(headers: Headers) -> str:
     "field name b'Te'"
     """
     pseudo: set[bytes] = set()
-    regular = False
+    regular = measured = False
     for name, value in headers:
         if not _NAME.match(name):
             return f"field name {name[:40]!r}"
@@ -686,10 +686,26 @@ def request_fault(headers: Headers) -> str:
         regular = True
         if name in _CONNECTION_FIELDS or (name == b"te" and value != b"trailers"):
             return f"field {name[:40]!r} of another version of HTTP"
-        if name == b"content-length" and not (value.isdigit() and len(value) <= 18):
-            return "content-length"
+        if name == b"content-length":
+            if measured or not (value.isdigit() and len(value) <= 18):
+                return "content-length"
+            measured = True
     missing = _NEEDED - pseudo
     return f"no {min(missing)!r}" if missing else ""
+
+
+def trailers_fault(headers: Headers) -> str:
+    """What makes a header list no trailers, or "". (RFC 9113 8.1, 8.2.1)
+
+    >>> trailers_fault(((b"x-checksum", b"7"), (b":path", b"/")))
+    "field name b':path'"
+    """
+    for name, value in headers:
+        if name[:1] == b":" or not _NAME.match(name):
+            return f"field name {name[:40]!r}"
+        if _BAD_VALUE.search(value):
+            return f"value of field {name[:40]!r}"
+    return ""
 
 
 def make_engine(sink: EngineSink, limits: Limits) -> OwnEngine:
