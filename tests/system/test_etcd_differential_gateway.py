@@ -76,6 +76,9 @@ class Http:
         finally:
             connection.close()
 
+    def close(self) -> None:
+        self._connection.close()
+
     def login(self, name: str, password: str) -> tuple[int, Any]:
         status, answer = self.ask("/v3/auth/authenticate", {"name": name, "password": password})
         self.token = answer.get("token")
@@ -112,8 +115,11 @@ class Pair:
 
 
 @pytest.fixture
-def pair(ours: Callable[[], Target], real: Callable[[], Target], request: pytest.FixtureRequest) -> Pair:
-    return Pair(real(), ours(), "[cluster" in request.node.name)
+def pair(ours: Callable[[], Target], real: Callable[[], Target], request: pytest.FixtureRequest) -> Iterator[Pair]:
+    made = Pair(real(), ours(), "[cluster" in request.node.name)
+    yield made
+    made.theirs.close()
+    made.own.close()
 
 
 K, V, Z = b64("key"), b64("value"), b64("\0")
