@@ -108,6 +108,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "oarlock",
     ),
     "oarlock.pytest_plugin": ("oarlock.testing",),
+    "oarlock.ctl": ("oarlock.client", "oarlock.api.proto"),
     "oarlock.cli": ("oarlock",),
     "oarlock.__main__": ("oarlock.cli",),
     "oarlock": (),
