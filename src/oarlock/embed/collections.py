@@ -6,6 +6,7 @@ Every change is one command and every look is linearizable unless a call says ot
 from __future__ import annotations
 
 import asyncio
+import copy
 import heapq
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Hashable, Iterable, Mapping
@@ -135,7 +136,7 @@ class ReplicatedDict(StateMachine, Generic[K, V]):
         while True:
             seen: dict[K, V] = await calls.until(self, None, lambda last=last: _other(self.data, last))
             last = seen
-            yield dict(seen)
+            yield copy.deepcopy(seen)
 
 
 def _other(data: dict[K, V], last: dict[K, V] | None) -> dict[K, V] | None:
@@ -555,4 +556,4 @@ class LeasedDict(StateMachine, Generic[K, V]):
         while True:
             seen: dict[K, V] = await calls.until(self, None, lambda last=last: _other(self._plain(), last))
             last = seen
-            yield dict(seen)
+            yield copy.deepcopy(seen)

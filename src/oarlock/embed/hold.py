@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar, cast
 from oarlock.embed.holders import Holder, LeaseLost
 from oarlock.errors import DeadlineExceeded, RaftError
 from oarlock.machines.objects.claims import Claims, HolderUnknown
-from oarlock.machines.objects.declare import BINDING, Attached, NotAttached
+from oarlock.machines.objects.declare import BINDING, AnyCommand, Attached, NotAttached
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ async def acquire(claims: Claims, kind: str = "", value: Any = None, timeout: fl
             for _ in range(ATTEMPTS_MAX):
                 holder: Holder = await calls.holders.holder()
                 try:
-                    token = await _enter(claims, holder, kind, value)
+                    token = await _enter(claims, Claims.enter, holder, kind, value)
                 except HolderUnknown:
                     await holder.aclose(tell=False)  # it has ended without our knowledge: begin anew
                     continue
@@ -80,11 +80,13 @@ async def acquire(claims: Claims, kind: str = "", value: Any = None, timeout: fl
                 try:
                     granted = await calls.until(claims, token, lambda token=token: _settled(claims, token))
                 except BaseException:
-                    await asyncio.shield(held.give_up())
+                    await asyncio.shield(calls.background(held.give_up()))
                     raise
                 if granted:
                     return held
     except TimeoutError:
+        if timeout is None:
+            raise  # of something below
         raise DeadlineExceeded(f"not granted within {timeout:g} s; nothing is held") from None
     raise LeaseLost("this node was not heard of while it waited: is the group overloaded, or lease_ttl too short?")
 
@@ -92,22 +94,30 @@ async def acquire(claims: Claims, kind: str = "", value: Any = None, timeout: fl
 async def acquire_nowait(claims: Claims, kind: str = "", value: Any = None) -> Held | None:
     """Ask for what is free; None if it is not."""
     calls = calls_of(claims)
-    holder: Holder = await calls.holders.holder()
-    token = await calls.command(claims, Claims.enter_nowait, holder.name, kind, value, retry_safe=True)
-    return Held(claims, token, holder) if token else None
+    for _ in range(ATTEMPTS_MAX):
+        holder: Holder = await calls.holders.holder()
+        try:
+            token = await _enter(claims, Claims.enter_nowait, holder, kind, value)
+        except HolderUnknown:
+            await holder.aclose(tell=False)  # it has ended without our knowledge: begin anew
+            continue
+        return Held(claims, token, holder) if token else None
+    raise LeaseLost("this node was not heard of while it asked: is the group overloaded, or lease_ttl too short?")
 
 
-async def _enter(claims: Claims, holder: Holder, kind: str, value: Any) -> int:
+async def _enter(claims: Claims, declared: AnyCommand, holder: Holder, kind: str, value: Any) -> int:
     """Make a claim. If the caller is cancelled meanwhile, the claim is given up as soon as it is known."""
     calls = calls_of(claims)
-    entering = calls.background(calls.command(claims, Claims.enter, holder.name, kind, value, retry_safe=True))
+    entering = calls.background(calls.command(claims, declared, holder.name, kind, value, retry_safe=True))
     try:
         token: int = await asyncio.shield(entering)
         return token
     except asyncio.CancelledError:
 
         async def give_up() -> None:
-            await Held(claims, await entering, holder).give_up()
+            token = await entering
+            if token:
+                await Held(claims, token, holder).give_up()
 
         calls.background(give_up())
         raise
@@ -165,15 +175,16 @@ class hold:
         watch.cancel()
         if lost:
             ours = task.uncancel() == 0
-            if kind is None:
+            if kind is not asyncio.CancelledError:
                 try:
                     await asyncio.sleep(0)  # our cancellation may still be on its way
                 except asyncio.CancelledError:
-                    pass
+                    if not ours:
+                        raise
             if kind is None or (kind is asyncio.CancelledError and ours):
                 raise LeaseLost(
                     "the claim was lost while its body ran: others may act by now. Fence what it wrote with the token"
                 ) from error
             return False
-        await asyncio.shield(held.give_up())
+        await asyncio.shield(calls_of(self._claims).background(held.give_up()))
         return False

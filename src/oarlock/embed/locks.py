@@ -11,6 +11,7 @@ a program that was paused while it held it: give the token to what is written to
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
@@ -61,7 +62,10 @@ class Holding:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give it up. Raises `LeaseLost` if it was lost meanwhile: the body could not be stopped."""
-        held = self._held[threading.get_ident()].pop()
+        thread = threading.get_ident()
+        held = self._held[thread].pop()
+        if not self._held[thread]:
+            del self._held[thread]
         run(self._claims, _release_or_tell(held, kind is None))
 
 
@@ -135,9 +139,18 @@ class Semaphore(_Line):
             raise ValueError(f"Semaphore({capacity}): at least one must be able to have it")
         super().__init__()
         self.capacity = capacity
+        self.over = 0
+        """How many have it although a smaller capacity was asked for since: they keep it."""
 
     def granted_count(self) -> int:
-        return min(self.capacity, len(self.claims))
+        return min(max(self.capacity, self.over), len(self.claims))
+
+    def _remove(self, gone: list[Claim]) -> bool:
+        if self.over:
+            tokens = {claim.token for claim in gone}
+            left = sum(claim.token not in tokens for claim in self.claims[: self.granted_count()])
+            self.over = left if left > self.capacity else 0
+        return super()._remove(gone)
 
     @command
     def resize(self, capacity: int) -> None:
@@ -146,6 +159,7 @@ class Semaphore(_Line):
             raise ValueError(f"resize({capacity}): at least one must be able to have it")
         before = self.granted_count()
         self.capacity = capacity
+        self.over = before if before > capacity else 0
         self._tell(before)
 
 
@@ -197,9 +211,11 @@ class Barrier(StateMachine):
         return mine
 
     @command
-    def leave(self, token: int) -> None:
-        """Wait no longer."""
+    def leave(self, token: int) -> bool:
+        """Wait no longer. False if the round has ended before, so that the others counted on this one."""
+        before = len(self.arrived)
         self.arrived = [each for each in self.arrived if each[0] != token]
+        return len(self.arrived) < before
 
     def holder_ended(self, holder: str) -> None:
         self.arrived = [each for each in self.arrived if each[1] != holder]
@@ -217,24 +233,35 @@ class Barrier(StateMachine):
     async def _wait(self, timeout: float | None) -> int:
         calls = calls_of(self)
         holder = await calls.holders.holder()
-        number, token, place = await calls.command(self, Barrier.arrive, holder.name, retry_safe=True)
-
-        def look() -> bool | None:
-            if self.round > number:
-                return True
-            return None if any(each[0] == token for each in self.arrived) else False
-
+        arriving = calls.background(calls.command(self, Barrier.arrive, holder.name, retry_safe=True))
         try:
             async with asyncio.timeout(timeout):
-                passed = await calls.until(self, None, look)
+                number, token, place = await asyncio.shield(arriving)
+                passed = await calls.until(self, None, lambda: self._passed(number, token))
         except BaseException as error:
-            await asyncio.shield(calls.background(calls.command(self, Barrier.leave, token)))
-            if isinstance(error, TimeoutError):
-                raise DeadlineExceeded(f"the others did not come within {timeout:g} s") from None
-            raise
+            leaving = calls.background(self._give_up(arriving))
+            if not isinstance(error, TimeoutError) or timeout is None:
+                await asyncio.shield(leaving)
+                raise
+            left = await asyncio.shield(leaving)
+            if not left:
+                return int(arriving.result()[2])  # the last one came at the same moment, and counted on us
+            raise DeadlineExceeded(f"the others did not come within {timeout:g} s") from None
         if not passed:
             raise LeaseLost("this node was not heard of while it waited at the barrier")
         return int(place)
+
+    def _passed(self, number: int, token: int) -> bool | None:
+        if self.round > number:
+            return True
+        return None if any(each[0] == token for each in self.arrived) else False
+
+    async def _give_up(self, arriving: asyncio.Task[Any]) -> bool:
+        """Wait no longer, as soon as the arrival is known. Whether the round had not ended before."""
+        number, token, _ = await arriving
+        calls = calls_of(self)
+        left = await calls.command(self, Barrier.leave, token, retry_safe=True)
+        return bool(left) or self.round <= number
 
 
 class Election(_Line, OneAtATime, Generic[T]):
@@ -274,4 +301,4 @@ class Election(_Line, OneAtATime, Generic[T]):
 
         while True:
             seen = await calls.until(self, None, look)
-            yield seen[1]
+            yield copy.deepcopy(seen[1])

@@ -155,6 +155,52 @@ async def test_closing_a_node_frees_what_it_holds_at_once(tmp_path: Path, free_a
         assert (await asyncio.wait_for(waiting, 30)).valid, "not after lease_ttl, which is a minute here"
 
 
+async def test_a_claim_of_a_caller_that_is_gone_is_given_up(tmp_path: Path, free_addresses: FREE) -> None:
+    """Cancelled while the command is under way, in every way to ask."""
+    async with apps(free_addresses, tmp_path) as nodes:
+        other = next(node for node in nodes if not node.is_leader)
+        for ask in (other.machine.lock.acquire, other.machine.lock.try_acquire, other.machine.barrier.wait):
+            await (await other.machine.two.acquire()).release()  # the holder is known
+            asking = asyncio.ensure_future(ask())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            async with asyncio.timeout(60):
+                while await other.machine.lock.granted() or await other.machine.barrier.waiting():
+                    await asyncio.sleep(0.01)
+            assert other.calls._background == set() or await asyncio.wait(other.calls._background)
+        held = await nodes[0].machine.lock.acquire(timeout=60)
+        assert held.valid
+
+
+async def test_nobody_loses_a_semaphore_that_gets_smaller(tmp_path: Path, free_addresses: FREE) -> None:
+    async with apps(free_addresses, tmp_path, 1) as [node]:
+        two = node.machine.two
+        first, second = await two.acquire(), await two.acquire()
+        await two.resize(1)
+        assert first.valid and second.valid
+        await first.release()
+        assert second.valid and await two.try_acquire() is None
+        await second.release()
+        third = await two.try_acquire()
+        assert third is not None and await two.try_acquire() is None
+
+
+async def test_a_barrier_that_opens_at_the_last_moment_has_opened(tmp_path: Path, free_addresses: FREE) -> None:
+    """Whoever gives up after the others have counted on it has passed."""
+    async with apps(free_addresses, tmp_path, 1) as [node]:
+        barrier = node.machine.barrier
+        calls = node.calls
+        holder = await calls.holders.holder() if calls.holders is not None else None
+        assert holder is not None
+        for _ in range(2):
+            await barrier.arrive(holder.name)
+        number, token, _ = await barrier.arrive(holder.name)
+        assert not await barrier.leave(token) and barrier.round == number + 1
+
+
 async def test_a_semaphore_lets_so_many_in(tmp_path: Path, free_addresses: FREE) -> None:
     async with apps(free_addresses, tmp_path) as nodes:
         inside, most = 0, 0
