@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.zoo import elections, membership, replication, storage, watches
+from benchmarks.zoo import elections, leases, membership, replication, storage, watches
 from benchmarks.zoo.entry import Entry, Excluded
 
 
@@ -14,7 +14,15 @@ def _order(entry: Entry | Excluded) -> tuple[int, str]:
 
 DEFECTS: Final[tuple[Entry, ...]] = tuple(
     sorted(
-        (*elections.ENTRIES, *replication.ENTRIES, *membership.ENTRIES, *storage.ENTRIES, *watches.ENTRIES), key=_order
+        (
+            *elections.ENTRIES,
+            *replication.ENTRIES,
+            *membership.ENTRIES,
+            *storage.ENTRIES,
+            *leases.ENTRIES,
+            *watches.ENTRIES,
+        ),
+        key=_order,
     )
 )
 LIBERTIES: Final[tuple[Entry, ...]] = storage.LIBERTIES

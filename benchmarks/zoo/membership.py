@@ -317,10 +317,6 @@ EXCLUDED: Final = (
         "the reads of a round belong to the role `Leader`, which ends with the term; kept on purpose they harm nobody, "
         "as a member wins again only with all that was committed meanwhile, and applies it in the turn it hears of it",
     ),
-    Excluded("BZ-120", "a stuck former leader revokes leases", "leases are not part of the simulated world yet", True),
-    Excluded(
-        "BZ-122", "a lease's time begins anew at each failover", "leases are not part of the simulated world yet", True
-    ),
     Excluded("BZ-138", "a lease is taken for mutual exclusion", "leases are not part of the simulated world yet", True),
     Excluded(
         "BZ-133",
