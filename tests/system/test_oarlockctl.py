@@ -16,7 +16,8 @@ from oarlock.ctl.app import ctl
 
 __all__ = ["cluster"]  # fixture
 LINES = [
-    "put a 1", "put a 2 --prev-kv", "put ab 3 -w json", "get a", "get a --prefix", "get a --prefix -w json",
+    "-w json put a 1", "--hex get a", "--command-timeout 9s get a", "compaction", "compaction 999999",
+    "put a 2 --prev-kv", "put ab 3 -w json", "get a", "get a --prefix", "get a --prefix -w json",
     "get missing", "get missing -w json", "get a --hex", "get a --print-value-only", "get a --prefix --keys-only",
     "get a --prefix --order DESCEND --limit 1", "get a --from-key --sort-by MODIFY --order ASCEND", "get a b",
     "get a --consistency s", "get a --rev 999999", "put x", "put x --ignore-value", "put a --ignore-value --prev-kv",
@@ -28,7 +29,7 @@ LINES = [
 # Here etcdctl prints its usage on stdout, or its word for the error differs: the exit codes are the same.
 REFUSED = [
     "get a --nonsense", "get a --command-timeout 3x", "get a --limit many", "get a --order UP", "get a --sort-by SIZE",
-    "get a --consistency x", "get a --limit",
+    "get a --consistency x", "get a --limit", "compaction x",
 ]  # fmt: skip
 
 
@@ -51,6 +52,9 @@ def test_the_same_lines_print_the_same(cluster: LocalCluster) -> None:
     for line in REFUSED:
         mine = run([sys.executable, "-c", "import oarlock.ctl as c; c.main()"], line, cluster.endpoints[0])
         assert (line, mine[1]) == (line, run([etcdctl_path("3.5")], line, cluster.endpoints[0])[1])
+    assert run([etcdctl_path("3.5")], "compaction 3", cluster.endpoints[0]) == ("compacted revision 3\n", 0)
+    mine = run([sys.executable, "-c", "import oarlock.ctl as c; c.main()"], "compaction 4", cluster.endpoints[0])
+    assert mine == ("compacted revision 4\n", 0)
 
 
 def test_a_get_loads_no_event_loop() -> None:

@@ -29,14 +29,18 @@ def common(verb: Verb) -> Verb:
 
 
 @click.group()
-def ctl() -> None:
+@common
+def ctl(**given: Any) -> None:
     """A client with etcdctl's key-value verbs."""
 
 
 def setting(given: dict[str, Any], name: str) -> str:
     """A flag, or its environment variable (OARLOCKCTL_ before ETCDCTL_), or its default."""
     variable = name.upper()
-    found = given[name] or os.environ.get(f"OARLOCKCTL_{variable}") or os.environ.get(f"ETCDCTL_{variable}")
+    before_verb = click.get_current_context().find_root().params[name]
+    found = (
+        given[name] or before_verb or os.environ.get(f"OARLOCKCTL_{variable}") or os.environ.get(f"ETCDCTL_{variable}")
+    )
     return str(found or GLOBAL[name])
 
 
@@ -90,7 +94,8 @@ def show(given: dict[str, Any], answer: Any, lines: list[bytes]) -> None:
 
 def text(given: dict[str, Any], raw: bytes) -> bytes:
     """Bytes as they are printed: with --hex as \\x61."""
-    return "".join(f"\\x{byte:02x}" for byte in raw).encode() if given["as_hex"] else raw
+    wanted = given["as_hex"] or click.get_current_context().find_root().params["as_hex"]
+    return "".join(f"\\x{byte:02x}" for byte in raw).encode() if wanted else raw
 
 
 def pairs(given: dict[str, Any], kvs: Any) -> list[bytes]:
@@ -179,6 +184,22 @@ def delete(args: tuple[str, ...], **given: Any) -> None:
     """Remove a key or a range, and print how many were removed."""
     answer = call(given, "KV/DeleteRange", "DeleteRangeRequest", **span(given, args), prev_kv=given["prev_kv"])
     show(given, answer, [str(answer.deleted).encode(), *pairs(given, answer.prev_kvs)])
+
+
+@ctl.command()
+@click.argument("args", nargs=-1)
+@click.option("--physical", is_flag=True)
+@common
+def compaction(args: tuple[str, ...], **given: Any) -> None:
+    """Forget what was before a revision."""
+    if len(args) != 1:
+        raise click.UsageError("compaction command needs 1 argument")
+    try:
+        revision = int(args[0])
+    except ValueError:
+        raise click.BadParameter(f"bad revision {args[0]!r}") from None
+    call(given, "KV/Compact", "CompactionRequest", revision=revision, physical=given["physical"])
+    sys.stdout.write(f"compacted revision {revision}\n")
 
 
 def exit_code(error: click.ClickException) -> int:
