@@ -29,6 +29,7 @@ from oarlock.machines.kv.commands import (
     Txn,
     encode,
 )
+from oarlock.machines.kv.commands_alarm import AlarmActivate, AlarmType
 from oarlock.machines.kv.commands_auth import (
     AuthDisable,
     AuthEnable,
@@ -472,6 +473,17 @@ def test_every_command_has_a_rule() -> None:
     known |= {*auth_module.INTERNAL_COMMANDS, *auth_module.RULES}
     every = set(typing.get_args(kv_commands.Command))
     assert every <= known, f"without a rule in machines/kv/auth.py: {every - known}"
+
+
+def test_nobody_stops_all_writes_through_a_member_that_lags_behind() -> None:
+    """It does not know yet that authentication is on, so it proposes what a client asks for as it is."""
+    kv = Cluster(KvMachine.in_memory())
+    for command in (UserAdd("root", SECRET), RoleAdd("root"), UserGrantRole("root", "root"), AuthEnable()):
+        kv.bare(command)
+    refuse = kv.auth.refuse
+    assert refuse("", 0, AlarmActivate(1, AlarmType.CORRUPT), lambda lease: (), wrapped=False) is KvError.USER_EMPTY
+    assert refuse("", 0, AlarmActivate(1, AlarmType.NOSPACE), lambda lease: (), wrapped=False) is None, "a member's own"
+    assert refuse("", 0, AlarmActivate(1, AlarmType.NOSPACE), lambda lease: (), wrapped=True) is KvError.USER_EMPTY
 
 
 def test_no_hash_is_shown() -> None:

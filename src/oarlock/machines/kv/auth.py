@@ -19,6 +19,7 @@ from oarlock.machines.kv.commands import Compact, DeleteRange, KvError, Op, Put,
 from oarlock.machines.kv.commands_alarm import (
     AlarmActivate,
     AlarmDeactivate,
+    AlarmType,
     AuditMark,
     AuditReport,
     AutoCompact,
@@ -266,6 +267,10 @@ class AuthState:
         if not self.enabled or isinstance(command, Authenticate):
             return None
         if isinstance(command, INTERNAL_COMMANDS) and not wrapped:
+            # A client may have asked a member that does not know yet that authentication is on. Of what clients can ask
+            # for, members themselves raise only the alarm that space is short.
+            if isinstance(command, AlarmActivate) and command.alarm != AlarmType.NOSPACE:
+                return self.refuse_root(user)
             return None
         if isinstance(command, Put | DeleteRange | Range | Txn):
             return self.refuse_operations(user, revision, command, keys_of)
