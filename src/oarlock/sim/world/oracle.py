@@ -296,6 +296,9 @@ class Oracle:
                 and ((known.kind, known.payload) != (entry.kind, entry.payload))
             ):
                 raise Violation("WAL", f"member {process.id} recovered {entry} with a content that nobody wrote")
+        if process.world.rots and watched.inflight and not watched.disk.same_as(found):
+            # What was under way came through: it is the last batch now, made durable by the restart and not by a sync.
+            watched.previous, watched.last_group = watched.disk, watched.inflight
         watched.disk = found
         watched.log = found.copy()
         watched.configuration = found.configurations[-1]
