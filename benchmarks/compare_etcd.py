@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from benchmarks.load import KEY_BYTES, KEY_SPACE, VALUE_BYTES, key_of, value_of
 from benchmarks.raw_grpc import (
@@ -347,7 +347,10 @@ def _reads(member: MemberProcess, number: int) -> bool:
         return False
 
 
-def in_turns(contenders: Sequence[Contender], rounds: int, turn: Callable[[Contender, int], None]) -> None:
+C = TypeVar("C")
+
+
+def in_turns(contenders: Sequence[C], rounds: int, turn: Callable[[C, int], None]) -> None:
     """Call `turn` for every contender in every round; who begins changes from round to round."""
     for number in range(rounds):
         order = list(contenders)

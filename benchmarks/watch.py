@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.compare_etcd import cpu_seconds, in_turns, leader_of, machine, say
 from benchmarks.load import key_of
@@ -133,13 +133,13 @@ def main() -> None:
             side.cluster.start()
         for streams, watches in CASES:
 
-            def turn(side: Any, number: int, streams: int = streams, watches: int = watches) -> None:
+            def turn(side: Side, number: int, streams: int = streams, watches: int = watches) -> None:
                 result = measure(side, streams, watches, seconds)
                 side.results.setdefault((streams, watches), []).append(result)
                 shown = "  ".join(f"{name} {value:,.1f}" for name, value in result.items())
                 say(f"{side.name:8} {streams} x {watches}  {shown}")
 
-            in_turns(sides, rounds, turn)  # type: ignore[arg-type]
+            in_turns(sides, rounds, turn)
     finally:
         for side in sides:
             side.cluster.close()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,7 +100,7 @@ def _environment(source: Path, hash_seed: str = "0") -> dict[str, str]:
 
 def _seeds(
     source: Path, start: int, seeds: int, *, asserts: bool = False, hash_seed: str = "0", everything: bool = False
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     command = [sys.executable, *([] if asserts else ["-O"]), "-m", "benchmarks.zoo.arena"]
     command += ["--start", str(start), "--seeds", str(seeds), *(["--all"] if everything else [])]
     process = subprocess.Popen(
@@ -123,7 +123,7 @@ def _two_hash_seeds(entry: Entry, source: Path, budget: int, start: int) -> Resu
             result.invariant, result.what = "DIGEST", f"seed {one['seed']} is not the same in two processes"
             break
     for run in runs:
-        run.close()  # type: ignore[attr-defined]  # a generator: its process ends with its pipe
+        run.close()  # a generator: its process ends with its pipe
     return result
 
 

@@ -5,11 +5,11 @@ Stands before the whole HTTP/1.1 side. The Host check against DNS rebinding stan
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, MutableMapping
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-from oarlock.api.gateway.application import Receive, Scope, Send
+from oarlock.api.gateway.application import Application, Receive, Scope, Send
 
 _METHODS: Final = (b"access-control-allow-methods", b"POST, GET, OPTIONS, PUT, DELETE")
 _HEADERS: Final = (b"access-control-allow-headers", b"accept, content-type, authorization")
@@ -19,14 +19,14 @@ class CrossOrigin:
     """`origins` may read answers, `*` stands for all, none for nobody. Unless it is all, a request that a page of
     another origin sends is refused: that the page does not see the answer would not undo a write."""
 
-    def __init__(self, application: object, origins: Iterable[str]) -> None:
+    def __init__(self, application: Application, origins: Iterable[str]) -> None:
         self._application = application
         self._origins = frozenset(origin.encode("ascii") for origin in origins)
         self._any = b"*" in self._origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._application(scope, receive, send)  # type: ignore[operator]
+            await self._application(scope, receive, send)
             return
         headers = dict(scope["headers"])
         origin = headers.get(b"origin")
@@ -45,12 +45,12 @@ class CrossOrigin:
             await _short(send, 200, b"", allowed)
             return
 
-        async def send_with_headers(event: dict[str, object]) -> None:
+        async def send_with_headers(event: MutableMapping[str, Any]) -> None:
             if allowed and event["type"] == "http.response.start":
-                event["headers"] = [*event.get("headers", []), *allowed]  # type: ignore[misc]
+                event["headers"] = [*event.get("headers", []), *allowed]
             await send(event)
 
-        await self._application(scope, receive, send_with_headers)  # type: ignore[operator]
+        await self._application(scope, receive, send_with_headers)
 
 
 def _is_of(origin: bytes, host: bytes) -> bool:

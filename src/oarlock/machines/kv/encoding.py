@@ -127,8 +127,8 @@ def mod_revision_of(record: bytes) -> int:
     return read_varint(record, at + 2)[0]
 
 
-def lease_of(record: bytes) -> int:
-    """The lease of a stored key-value, 0 if it has none, without looking at the rest."""
+def _behind_version(record: bytes) -> int:
+    """Where the value begins if there is one: behind the key, the two revisions and the version."""
     size, at = read_varint(record, 1)
     at += size
     for _ in range(3):  # create revision, mod revision, version: none of them is ever zero
@@ -136,6 +136,12 @@ def lease_of(record: bytes) -> int:
         while record[at] >= 0x80:
             at += 1
         at += 1
+    return at
+
+
+def lease_of(record: bytes) -> int:
+    """The lease of a stored key-value, 0 if it has none, without looking at the rest."""
+    at = _behind_version(record)
     end = len(record)
     if at < end and record[at] == 0x2A:
         size, at = read_varint(record, at + 1)
@@ -148,13 +154,7 @@ def lease_of(record: bytes) -> int:
 
 def without_value(record: bytes) -> bytes:
     """The stored key-value with an empty value."""
-    size, at = read_varint(record, 1)
-    at += size
-    for _ in range(3):  # create revision, mod revision, version: none of them is ever zero
-        at += 1
-        while record[at] >= 0x80:
-            at += 1
-        at += 1
+    at = _behind_version(record)
     if at == len(record) or record[at] != 0x2A:
         return record
     size, behind = read_varint(record, at + 1)
