@@ -12,11 +12,14 @@ from random import Random
 from typing import Any
 
 import pytest
+from tests.support.planted_defects import (
+    acknowledge_before_the_sync,
+    keep_stable_on_truncation,
+    read_before_the_term_is_committed,
+)
 
 from oarlock.raft import membership, quorum
 from oarlock.raft.core import Raft
-from oarlock.raft.events import Send
-from oarlock.raft.log import Log
 from oarlock.raft.membership import ConfigurationHistory
 from oarlock.raft.messages import AppendEntries
 from oarlock.raft.roles import Candidate, PreCandidate
@@ -285,11 +288,6 @@ def commit_old_terms(patch: Patch) -> None:
     patch.setattr(Raft, "_maybe_commit", commit)
 
 
-def read_before_the_term_is_committed(patch: Patch) -> None:
-    """BZ-56."""
-    patch.setattr(Raft, "_committed_in_term", lambda self: True)
-
-
 def rounds_are_reused(patch: Patch) -> None:
     """BZ-57: a read is confirmed by the echo of a heartbeat that began before it."""
 
@@ -330,23 +328,6 @@ def snapshot_dated_with_the_present_term(patch: Patch) -> None:
         return SnapshotMeta(found.index, self.current_term, found.configuration)
 
     patch.setattr(Raft, "snapshot_meta", meta)
-
-
-def acknowledge_before_the_sync(patch: Patch) -> None:
-    """BZ-38."""
-    patch.setattr(Raft, "_send_durable", lambda self, to, message, index=0: self._effects.append(Send(to, message)))
-
-
-def keep_stable_on_truncation(patch: Patch) -> None:
-    """BZ-32."""
-    real = Log.truncate_from
-
-    def truncate(self: Log, index: int) -> None:
-        stable = self.stable_index
-        real(self, index)
-        self.stable_index = stable
-
-    patch.setattr(Log, "truncate_from", truncate)
 
 
 def successor_keeps_the_term(patch: Patch) -> None:

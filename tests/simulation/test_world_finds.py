@@ -4,17 +4,18 @@ nothing."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
+from tests.support.planted_defects import (
+    acknowledge_before_the_sync,
+    count_one_too_many,
+    delete_nothing,
+    keep_stable_on_truncation,
+    read_before_the_term_is_committed,
+    snapshot_with_todays_configuration,
+)
 
-from oarlock.machines.kv.machine import KvMachine
 from oarlock.node.replica.pending import Reads
-from oarlock.raft import quorum
-from oarlock.raft.core import Raft
-from oarlock.raft.events import Send
-from oarlock.raft.log import Log
-from oarlock.raft.types import SnapshotMeta
 from oarlock.sim.world import Outcome, run_replay, run_seed
 from oarlock.sim.world.outcome import Replay
 from oarlock.sim.world.shrink import Shrinker
@@ -33,18 +34,6 @@ def first_failure(seeds: Iterator[int] | range = SEEDS) -> Outcome:
     raise AssertionError("nothing was found")
 
 
-def acknowledge_before_the_sync(patch: Patch) -> None:
-    patch.setattr(Raft, "_send_durable", lambda self, to, message, index=0: self._effects.append(Send(to, message)))
-
-
-def count_one_too_many(patch: Patch) -> None:
-    def value(values: Any, voters: frozenset[int]) -> int:
-        ascending = sorted(values.get(voter, 0) for voter in voters)
-        return ascending[len(ascending) // 2] if ascending else 0
-
-    patch.setattr(quorum, "_majority_value", value)
-
-
 def forget_to_sync(patch: Patch) -> None:
     real = SimFile.datasync
 
@@ -58,42 +47,6 @@ def forget_to_sync(patch: Patch) -> None:
 def answer_reads_before_they_are_applied(patch: Patch) -> None:
     real = Reads.ready
     patch.setattr(Reads, "ready", lambda self, token, index, applied: real(self, token, 0, applied))
-
-
-def read_before_the_term_is_committed(patch: Patch) -> None:
-    patch.setattr(Raft, "_committed_in_term", lambda self: True)
-
-
-def keep_stable_on_truncation(patch: Patch) -> None:
-    real = Log.truncate_from
-
-    def truncate(self: Log, index: int) -> None:
-        stable = self.stable_index
-        real(self, index)
-        self.stable_index = stable
-
-    patch.setattr(Log, "truncate_from", truncate)
-
-
-def snapshot_with_todays_configuration(patch: Patch) -> None:
-    real = Raft.snapshot_meta
-
-    def meta(self: Raft, index: int) -> SnapshotMeta:
-        found = real(self, index)
-        return SnapshotMeta(found.index, found.term, self.configuration)
-
-    patch.setattr(Raft, "snapshot_meta", meta)
-
-
-def delete_nothing(patch: Patch) -> None:
-    real = KvMachine._delete_range
-
-    def delete(self: Any, op: Any, writes: Any) -> Any:
-        result = real(self, op, writes)
-        result.deleted = min(result.deleted, 1)
-        return result
-
-    patch.setattr(KvMachine, "_delete_range", delete)
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,20 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.support.planted_defects import (
+    acknowledge_before_the_sync,
+    count_one_too_many,
+    delete_nothing,
+    read_before_the_term_is_committed,
+    snapshot_with_todays_configuration,
+)
 
 from oarlock.cli.app import main
 from oarlock.cli.sim import sim
 from oarlock.lab.diagram import diagram_page
-from oarlock.machines.kv.machine import KvMachine
-from oarlock.raft import quorum
-from oarlock.raft.core import Raft
-from oarlock.raft.events import Send
-from oarlock.raft.types import SnapshotMeta
 from oarlock.sim.failures import Violation
 from oarlock.sim.retell import ALIKE, LINES_MAX, retell
 from oarlock.sim.scenario import play
@@ -32,43 +33,6 @@ from oarlock.sim.world.swarm import draw_swarm
 Patch = pytest.MonkeyPatch
 SEEDS = range(5000, 5040)
 ATTEMPTS = 60
-
-
-def count_one_too_many(patch: Patch) -> None:
-    def value(values: Any, voters: frozenset[int]) -> int:
-        ascending = sorted(values.get(voter, 0) for voter in voters)
-        return ascending[len(ascending) // 2] if ascending else 0
-
-    patch.setattr(quorum, "_majority_value", value)
-
-
-def acknowledge_before_the_sync(patch: Patch) -> None:
-    patch.setattr(Raft, "_send_durable", lambda self, to, message, index=0: self._effects.append(Send(to, message)))
-
-
-def read_before_the_term_is_committed(patch: Patch) -> None:
-    patch.setattr(Raft, "_committed_in_term", lambda self: True)
-
-
-def snapshot_with_todays_configuration(patch: Patch) -> None:
-    real = Raft.snapshot_meta
-
-    def meta(self: Raft, index: int) -> SnapshotMeta:
-        found = real(self, index)
-        return SnapshotMeta(found.index, found.term, self.configuration)
-
-    patch.setattr(Raft, "snapshot_meta", meta)
-
-
-def delete_nothing(patch: Patch) -> None:
-    real = KvMachine._delete_range
-
-    def delete(self: Any, op: Any, writes: Any) -> Any:
-        result = real(self, op, writes)
-        result.deleted = min(result.deleted, 1)
-        return result
-
-    patch.setattr(KvMachine, "_delete_range", delete)
 
 
 def failing() -> Outcome:
