@@ -346,6 +346,7 @@ class Raft:
             uncommitted_bytes=self._uncommitted_bytes,
             transfer_target=transfer,
             lease_until_ns=lease,
+            leading_since_ns=role.elected_at if isinstance(role, Leader) else 0,
             disk_sick=self._disk_sick,
             ignored_messages=self.ignored_messages,
         )
@@ -799,6 +800,7 @@ class Raft:
         self.leader_id = self.id
         self._suspect_until = now
         role = Leader(
+            elected_at=self._now,
             first_index=self.log.last_index + 1,
             heartbeat_at=now + config.heartbeat_interval_ns,
             quorum_check_at=now + config.election_timeout_ns,

@@ -50,6 +50,7 @@ class Leader:
     that still have to learn of it."""
 
     first_index: Index  # of the no-op that opened the term
+    elected_at: int
     progress: dict[NodeId, Progress] = field(default_factory=dict)
     departing: dict[NodeId, tuple[Progress, int]] = field(default_factory=dict)
     heartbeat_at: int = 0

@@ -43,5 +43,6 @@ class RaftStatus:
     uncommitted_bytes: int
     transfer_target: NodeId
     lease_until_ns: int  # on the leader's own clock; 0: no lease
+    leading_since_ns: int  # on the leader's own clock; 0: it does not lead
     disk_sick: bool
     ignored_messages: int

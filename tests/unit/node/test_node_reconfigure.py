@@ -22,7 +22,7 @@ from oarlock.node.replica.reconfigure import (
     encode_change,
     plan,
 )
-from oarlock.raft.events import ChangeKind, MessageReceived
+from oarlock.raft.events import ChangeKind, MessageReceived, PeerDown
 from oarlock.raft.messages import AppendEntries, AppendEntriesReply, ChangeMembers, ChangeMembersReply
 from oarlock.raft.types import Configuration, MemberInfo, MemberRole
 
@@ -30,6 +30,7 @@ from oarlock.raft.types import Configuration, MemberInfo, MemberRole
 def health(started: set[int], active: set[int], records: dict[int, MemberRecord], **more: Any) -> Health:
     made = Health.__new__(Health)
     made.started, made.active, made.records = frozenset(started), frozenset(active), records
+    made.doubtful = frozenset()
     made.match_index, made.last_index = more.get("match", {}), more.get("last", 0)
     return made
 
@@ -276,6 +277,56 @@ def test_the_leader_hands_over_before_it_removes_itself_and_says_that_it_is_done
     decided_in = successor.log.term(successor.configuration_index)
     assert decided_in is not None
     assert decided_in > term, "the old leader managed its own removal"
+
+
+def test_a_new_leader_judges_nobody_before_it_has_heard_of_everybody() -> None:
+    """Everyone looks alive to a leader of this moment; with a dead member, one removal more would end all progress."""
+    group = Asking((1, 2, 3, 4, 5))
+    first = group.leader
+    dead = next(i for i in group.members if i != first)
+    group.crash(dead)
+    group.crash(first)
+    for _ in range(4_000):
+        group.run(1 * MS)
+        if any(m.raft.is_leader for m in group.members.values()):
+            break
+    leader = group.leader
+    target = next(i for i in group.members if i not in (dead, first, leader))
+    token = group.ask(leader, RemoveMember(target))
+    assert not group.answers(token), "judged in the moment of the election"
+    group.run(3_000 * MS)
+    refused = group.answer_of(token)
+    assert isinstance(refused, Rejected)
+    assert refused.reason == "unhealthy"
+    assert not group.members[leader].raft.configuration.joint
+
+
+@pytest.mark.parametrize("itself", [False, True])
+def test_a_member_whose_process_is_gone_counts_as_gone_before_its_silence_says_so(itself: bool) -> None:
+    group = Asking()
+    leader = group.leader
+    dead, other = (i for i in sorted(group.members) if i != leader)
+    group.crash(dead)
+    group.handle(leader, PeerDown(dead))
+    term = group.members[leader].raft.current_term
+    token = group.ask(leader, RemoveMember(leader if itself else other))
+    group.run(3_000 * MS)
+    refused = group.answer_of(token)
+    assert isinstance(refused, Rejected)
+    assert refused.reason == "unhealthy"
+    assert group.members[leader].raft.current_term == term, "leadership was handed over for nothing"
+
+
+def test_a_member_that_came_back_counts_again() -> None:
+    group = Asking()
+    leader = group.leader
+    back, other = (i for i in sorted(group.members) if i != leader)
+    group.crash(back)
+    group.handle(leader, PeerDown(back))
+    group.start(back)
+    token = group.ask(leader, RemoveMember(other))
+    group.run(3_000 * MS)
+    assert group.answer_of(token) is None
 
 
 def test_one_change_after_the_other_all_asked_for_at_once() -> None:

@@ -74,6 +74,7 @@ from oarlock.raft.events import (
     Halt,
     MessageReceived,
     PeerConnected,
+    PeerDown,
     ProposalRefused,
     Proposed,
     ReadFailed,
@@ -483,6 +484,9 @@ class Member:
             case DiskHealth(sick):
                 self._disk_sick = sick
                 self._step.append(DiskHealth(sick or self.quarantined))
+            case PeerDown(peer):
+                self._changes.peer_down(peer, self._now)
+                self._step.append(event)
             case PeerConnected(peer, _):
                 self._step.append(event)
                 if peer == self.raft.leader_id:

@@ -137,16 +137,27 @@ def reached(configuration: Configuration, change: MemberChange) -> bool:
 
 
 class Health:
-    """What the leader knows of the members, for the checks: who has ever been started, and who is heard now."""
+    """What the leader knows of the members, for the checks: who has ever been started, and who is heard now.
 
-    __slots__ = ("active", "match_index", "last_index", "records", "started")
+    What was heard before this leadership began does not count, nor before `down_at`: when a member's process was last
+    seen to be gone. A member that is started and was neither heard after that nor silent for an election timeout
+    is in `doubtful`: it may be there or not, and a check that counts the members has to wait.
+    """
 
-    def __init__(self, raft: Raft, records: Mapping[NodeId, MemberRecord]) -> None:
+    __slots__ = ("active", "doubtful", "match_index", "last_index", "records", "started")
+
+    def __init__(
+        self, raft: Raft, records: Mapping[NodeId, MemberRecord], down_at: Mapping[NodeId, int], now: int
+    ) -> None:
         status = raft.status()
+        begun = status.leading_since_ns
         limit = raft.config.election_timeout_ns
         self.records = records
         self.started = frozenset(node for node, record in records.items() if record.name)
-        self.active = frozenset({raft.id, *(peer.id for peer in status.peers if peer.silent_ns < limit)})
+        recent = {peer.id: now - peer.silent_ns for peer in status.peers if peer.silent_ns < limit}
+        heard = {node for node, heard_at in recent.items() if heard_at > max(begun, down_at.get(node, 0))}
+        self.active = frozenset({raft.id, *heard})
+        self.doubtful = frozenset(node for node in recent if node in self.started and node not in heard)
         self.match_index: dict[NodeId, Index] = {peer.id: peer.match_index for peer in status.peers}
         self.last_index = status.last_index
 
@@ -186,6 +197,11 @@ def plan(configuration: Configuration, change: MemberChange, health: Health) -> 
                 if started < (1 + len(others)) // 2 + 1:
                     raise _rejected("not_enough_started")
             return ConfigChange(ChangeKind.ADD_VOTER, info)
+
+
+def _counts_the_active(change: MemberChange) -> bool:
+    """Whether the checks of `change` ask who is heard now."""
+    return isinstance(change, AddMember | RemoveMember) and change.strict
 
 
 def _rejected(reason: str) -> Rejected:
@@ -312,6 +328,7 @@ class Reconfiguration:
         self._current: _Task | None = None
         self._token = TOKEN_MIN
         self._led: Term = 0
+        self._down_at: dict[NodeId, int] = {}  # when a member's process was last seen to be gone
         self._taken: OrderedDict[tuple[NodeId, int], str | None] = OrderedDict()  # None: no answer yet
         self._again_at = NEVER
         self._now = 0
@@ -349,6 +366,14 @@ class Reconfiguration:
             return
         request = self._request()
         self._asks[request] = _Ask(token, change, payload, request, now + self._timeout_ns)
+
+    def peer_down(self, peer: NodeId, now: int) -> None:
+        """The process of `peer` is gone, as its host says: what was heard before is no sign of life any more."""
+        if self._raft.configuration.member(peer) is not None:
+            self._down_at[peer] = now
+
+    def _health(self) -> Health:
+        return Health(self._raft, self._records(), self._down_at, self._now)
 
     def received(self, sender: NodeId, message: ChangeMembers | ChangeMembersReply, now: int) -> None:
         if isinstance(message, ChangeMembersReply):
@@ -443,6 +468,8 @@ class Reconfiguration:
         term = self._raft.current_term
         if term != self._led:
             self._led = term
+            members = self._raft.configuration
+            self._down_at = {node: at for node, at in self._down_at.items() if members.member(node) is not None}
             self._taken.clear()
             self._queue.clear()
 
@@ -473,10 +500,15 @@ class Reconfiguration:
             task = self._queue.popleft()
             if task.deadline <= now:
                 continue  # whoever asked has given up
-            if isinstance(task.change, RemoveMember) and self._hand_over_first(task):
+            health = self._health()
+            if _counts_the_active(task.change) and health.doubtful & _voting(configuration):
+                self._queue.appendleft(task)  # soon they are heard, or silent for so long that they count as gone
+                self._work_at = now + raft.config.heartbeat_interval_ns // 2
+                return
+            if isinstance(task.change, RemoveMember) and self._hand_over_first(task, health):
                 return
             try:
-                change = plan(configuration, task.change, Health(raft, self._records()))
+                change = plan(configuration, task.change, health)
             except Rejected as refusal:
                 self._finish(task, refusal.reason)
                 continue
@@ -484,14 +516,14 @@ class Reconfiguration:
             self._token += 1
             self._step(ConfigChangeRequested(self._token, (change,)))
 
-    def _hand_over_first(self, task: _Task) -> bool:
+    def _hand_over_first(self, task: _Task, health: Health) -> bool:
         """A leader that is to be removed lets somebody else do it, so that the group has no pause. (diss. 4.2.2)"""
         raft = self._raft
         if task.handed_over or task.change.member != raft.id or len(raft.configuration.voters) < 2:
             return False
         assert isinstance(task.change, RemoveMember)
         try:
-            plan(raft.configuration, task.change, Health(raft, self._records()))
+            plan(raft.configuration, task.change, health)
         except Rejected:
             return False
         task.handed_over = True
