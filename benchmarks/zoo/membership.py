@@ -267,8 +267,8 @@ ENTRIES: Final = (
         edits=(
             Edit(
                 CORE,
-                "            role.transfer = None\n            self._configuration_wanted = True\n",
-                "            role.transfer.deadline = NEVER\n",
+                "            role.transfer = None\n            if self._transfer_watch is not None and",
+                "            role.transfer.deadline = NEVER\n            if self._transfer_watch is not None and",
             ),
         ),
     ),

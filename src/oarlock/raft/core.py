@@ -572,8 +572,11 @@ class Raft:
             role.quorum_check_at = heard_at + config.election_timeout_ns
         if role.transfer is not None and now >= role.transfer.deadline:
             # sometimes: a transfer is given up
-            self._trace("transfer_aborted", ("target", node_name(role.transfer.target)))
+            target = role.transfer.target
+            self._trace("transfer_aborted", ("target", node_name(target)))
             role.transfer = None
+            if self._transfer_watch is not None and self._transfer_watch.target == target:
+                self._end_transfer_watch("timeout")
             self._configuration_wanted = True
         for node, (_, deadline) in list(role.departing.items()):
             if now >= deadline:
@@ -1366,7 +1369,7 @@ class Raft:
             # sometimes: a transfer is asked for while another is under way
             self._end_transfer_watch("superseded")
         role = self.role
-        deadline = self._now + self.config.election_timeout_ns
+        deadline = self._now + 2 * self.config.election_timeout_ns  # to catch up, and to be elected
         if isinstance(role, Leader):
             target = target or self._best_successor(role)
             error = self._begin_transfer(role, target)
@@ -1410,6 +1413,10 @@ class Raft:
 
     def _send_timeout_now(self, role: Leader, transfer: Transfer) -> None:
         # sometimes: a leader tells its successor to begin
+        if transfer.sent_at < 0:
+            # Catching up may have taken most of the time. Who is told to begin has an election timeout of its own: what
+            # is appended before its candidacy arrives makes everybody refuse that, and costs an election.
+            transfer.deadline = self._now + self.config.election_timeout_ns
         role.lease_void = True
         transfer.sent_at = self._now
         self._send(transfer.target, TimeoutNow(term=self.current_term))

@@ -39,6 +39,8 @@ class Read:
 
 @dataclass(slots=True)
 class Transfer:
+    """The target has an election timeout to catch up, then one to be elected; after `deadline` it is given up."""
+
     target: NodeId
     deadline: int
     sent_at: int = -1  # when TimeoutNow was last sent; -1: the target is still catching up

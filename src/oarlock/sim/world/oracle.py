@@ -141,6 +141,8 @@ class Oracle:
         elif persist.reset_log and watched.led_term and watched.led_term == process.core.current_term:
             raise Violation("LAO", f"leader {process.id} of term {watched.led_term} replaced its log")
         if persist.snapshot is not None:
+            if persist.reset_log:
+                self._check_replacement(process, watched, persist.snapshot.index)
             log.mark(persist.snapshot, persist.reset_log)
         if persist.hard_state is not None:
             state = persist.hard_state
@@ -166,6 +168,21 @@ class Oracle:
         for index in range(first, min(self.commit_max, log.last_index) + 1):
             if log.term(index) == self.committed[index]:
                 raise Violation("DUR", f"member {process.id} cut the committed entry {self.committed[index]}.{index}")
+
+    def _check_replacement(self, process: Process, watched: Watched, mark: Index) -> None:
+        """A snapshot that takes the place of a log is news to it: nothing that is committed goes with the log."""
+        log = watched.log
+        known = max(watched.commit, log.snapshot.index)
+        if mark <= known:
+            raise Violation(
+                "MONO", f"member {process.id} replaces its log by the snapshot {mark}; it knows {known} as committed"
+            )
+        for index in range(mark + 1, min(self.commit_max, log.last_index) + 1):
+            if log.term(index) == self.committed[index]:
+                raise Violation(
+                    "DUR", f"member {process.id} gives up the committed entry {self.committed[index]}.{index} for the "
+                    f"snapshot {mark}"
+                )  # fmt: skip
 
     def _check_entry(self, node: NodeId, log: Ledger, entry: Entry) -> None:
         """Log matching, by induction: one predecessor and one content for each (term, index)."""
@@ -456,7 +473,9 @@ class Oracle:
         term = process.core.current_term
         if not match or other is None or process.world.is_foreign(follower) or other.disk.hard_state.term != term:
             return  # it has gone on to another term, where a later leader may have cut what it acknowledged
-        meant = self.committed[match] if match <= self.commit_max else watched.log.term(match)
+        meant = watched.log.term(match)  # not what is committed there: a leader that was deposed may not know of it
+        if meant is None and match <= self.commit_max:
+            meant = self.committed[match]
         if meant is not None and not (other.disk.holds(match, meant) and other.disk.last_index >= match):
             raise Violation(
                 "COQ", f"leader {process.id} of term {term} counts {follower} to {meant}.{match}; durable there is "

@@ -36,6 +36,7 @@ TRIALS: Final = 2
 
 HANDOVER_TIMEOUTS: Final = 4  # for one handover under load, of which there are up to HANDOVER_ATTEMPTS
 HANDOVER_ATTEMPTS: Final = 2
+UNANSWERED_MAX: Final = 16  # writes of a trial's load that wait for their answers at one time
 SLOW_TIMEOUTS: Final = 10  # how long the disks stay slow
 HUB_TIMEOUTS: Final = 40  # for a write through the one member that reaches all
 CALM_TIMEOUTS: Final = 10  # in which nothing happens, and nothing may
@@ -133,7 +134,8 @@ class Trials:
     # ------------------------------------------------------------------ load
 
     def _load(self, pause: int) -> None:
-        """Clients write at whoever leads, without waiting for answers, until `_loading` is taken back."""
+        """Clients write at whoever leads until `_loading` is taken back. They do not wait for each answer, but hold
+        back while many are due: a queue that grows without end would say nothing but that the group is slow."""
         self._loading = True
         self._write(pause)
 
@@ -142,7 +144,7 @@ class Trials:
         if not self._loading:
             return
         leader = world.leader()
-        if leader is not None:
+        if leader is not None and len(leader.outstanding) < UNANSWERED_MAX:
             client = world.clients[0]
             op = Op(client, world.oracle.acknowledged, 1)
             leader.submit(op, [plain(world.application.serving(2, leader.id))])
