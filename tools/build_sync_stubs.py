@@ -16,7 +16,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "oarlock"
 OUTPUT = SOURCE / "sync.pyi"
 MODULES = ("machines/objects/claims.py", "embed/locks.py", "embed/collections.py", "embed/tools.py")
-LEFT_OUT = frozenset({"_Job", "HolderUnknown", "TooManyClaims", "QueueFull", "Claim", "Schedule"})
+LEFT_OUT = frozenset({"_Job", "HolderUnknown", "TooManyClaims", "QueueFull", "Claim"})
 
 HEAD = '''"""The names of `oarlock.sync` as type checkers see them. Made by tools/build_sync_stubs.py."""
 
@@ -26,8 +26,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from oarlock.embed.collections import QueueFull as QueueFull
 from oarlock.embed.holders import LeaseLost as LeaseLost
+from oarlock.embed.lease import BlockingLease as Lease
 from oarlock.embed.status import MemberStatus as MemberStatus
 from oarlock.embed.status import NodeStatus as NodeStatus
+from oarlock.embed.sync import Leading as Leading
 from oarlock.embed.sync import Node as Node
 from oarlock.errors import ConfigurationError as ConfigurationError
 from oarlock.errors import DeadlineExceeded as DeadlineExceeded
@@ -122,6 +124,7 @@ def result_of(annotation: ast.expr | None) -> str:
 
 def signature(function: ast.FunctionDef) -> str:
     arguments = ast.unparse(function.args).replace("ID_BLOCK", "...").replace("QUEUE_ITEMS_MAX", "...")
+    arguments = arguments.replace("Callable[[], Awaitable[object]]", "Callable[[], object]")
     return f"    def {function.name}({arguments}) -> {result_of(function.returns)}: ..."
 
 

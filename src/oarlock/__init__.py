@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from oarlock.embed.hold import Held
     from oarlock.embed.holders import LeaseLost
+    from oarlock.embed.lease import Lease
     from oarlock.embed.locks import Barrier, Election, Lock, RWLock, Semaphore
     from oarlock.embed.node import Node
     from oarlock.embed.status import MemberStatus, NodeStatus
@@ -53,6 +54,7 @@ _HOMES = {
     ),
     "oarlock.embed.hold": ("Held",),
     "oarlock.embed.holders": ("LeaseLost",),
+    "oarlock.embed.lease": ("Lease",),
     "oarlock.embed.locks": (
         "Barrier",
         "Election",
@@ -89,8 +91,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ApplyContext", "Barrier", "CommandError", "ConfigurationError", "Consistency", "DeadlineExceeded", "Election",
-    "Held", "IdGenerator", "LeadershipLost", "LeaseLost", "LeasedDict", "Lock", "MemberStatus", "NoLeader", "Node",
-    "NodeStatus", "NotAttached", "NotDeterministic", "NotLeader", "Outcome", "Overloaded", "ProposalDropped",
+    "Held", "IdGenerator", "LeadershipLost", "Lease", "LeaseLost", "LeasedDict", "Lock", "MemberStatus", "NoLeader",
+    "Node", "NodeStatus", "NotAttached", "NotDeterministic", "NotLeader", "Outcome", "Overloaded", "ProposalDropped",
     "QueueFull", "RWLock", "RaftError", "RateLimiter", "Rejected", "ReplicatedCounter", "ReplicatedDict",
     "ReplicatedList", "ReplicatedPriorityQueue", "ReplicatedQueue", "ReplicatedSet", "Schedule", "Semaphore",
     "StateMachine", "Stopped", "StorageError", "Unencodable", "bounded", "command", "query",

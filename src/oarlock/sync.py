@@ -20,10 +20,11 @@ from oarlock.embed.collections import (
 )
 from oarlock.embed.hold import Held
 from oarlock.embed.holders import LeaseLost
+from oarlock.embed.lease import BlockingLease as Lease
 from oarlock.embed.locks import Barrier, Election, Lock, RWLock, Semaphore
 from oarlock.embed.status import MemberStatus, NodeStatus
-from oarlock.embed.sync import Node
-from oarlock.embed.tools import IdGenerator, RateLimiter
+from oarlock.embed.sync import Leading, Node
+from oarlock.embed.tools import IdGenerator, RateLimiter, Schedule
 from oarlock.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -44,9 +45,10 @@ from oarlock.machines.objects.values import Unencodable
 
 __all__ = [
     "ApplyContext", "Barrier", "CommandError", "ConfigurationError", "Consistency", "DeadlineExceeded", "Election",
-    "Held", "IdGenerator", "LeadershipLost", "LeaseLost", "LeasedDict", "Lock", "MemberStatus", "NoLeader", "Node",
-    "NodeStatus", "NotAttached", "NotDeterministic", "NotLeader", "Outcome", "Overloaded", "ProposalDropped",
-    "QueueFull", "RWLock", "RaftError", "RateLimiter", "Rejected", "ReplicatedCounter", "ReplicatedDict",
-    "ReplicatedList", "ReplicatedPriorityQueue", "ReplicatedQueue", "ReplicatedSet", "Semaphore", "StateMachine",
+    "Held", "IdGenerator", "Leading", "LeadershipLost", "Lease", "LeaseLost", "LeasedDict", "Lock", "MemberStatus",
+    "NoLeader", "Node", "NodeStatus", "NotAttached", "NotDeterministic", "NotLeader", "Outcome", "Overloaded",
+    "ProposalDropped", "QueueFull", "RWLock", "RaftError", "RateLimiter", "Rejected", "ReplicatedCounter",
+    "ReplicatedDict", "ReplicatedList", "ReplicatedPriorityQueue", "ReplicatedQueue", "ReplicatedSet", "Schedule",
+    "Semaphore", "StateMachine",
     "Stopped", "StorageError", "Unencodable", "bounded", "command", "query",
 ]  # fmt: skip

@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 from oarlock import StateMachine, command, query
-from oarlock.testing import Choose, ObjectWorkload, calling, run
+from oarlock.embed.locks import Lock
+from oarlock.testing import (
+    Choose,
+    HolderEvent,
+    ObjectWorkload,
+    calling,
+    lease_granted,
+    lease_renewed,
+    lease_revoked,
+    run,
+    time_passes,
+)
+from oarlock.testing.objects import Call
 
 
 class Counter(StateMachine):
@@ -104,3 +116,47 @@ def test_a_workload_gives_calls_of_commands() -> None:
         Wrong().command(None)  # type: ignore[arg-type]
     with pytest.raises(NotImplementedError, match="what clients call"):
         ObjectWorkload().call(None)  # type: ignore[arg-type]
+
+
+class Leased(ObjectWorkload):
+    """Clients that take a lock by leases, while leases are renewed, revoked and run out."""
+
+    make = Lock
+
+    def call(self, choose: Choose) -> Call | HolderEvent:
+        name = choose.of("a", "b", "c")
+        return choose.of(
+            lease_granted(name, choose.of(1, 2)),
+            calling(Lock.enter, name),
+            calling(Lock.enter_nowait, name),
+            time_passes(choose.between(0, 10) / 10),
+            lease_renewed(name, 1),
+            lease_revoked(name),
+        )
+
+    def ask(self, choose: Choose) -> Call:
+        return calling(Lock.owner)
+
+    def holds(self, target: Lock) -> None:
+        tokens = [claim.token for claim in target.claims]
+        assert tokens == sorted(set(tokens)), "whoever comes later has the greater token"
+        assert all(target.holder_lives(claim.holder) for claim in target.claims), "the dead hold something"
+
+
+class Lasting(Lock):
+    """A lock that its holder's end does not free."""
+
+    def holder_ended(self, holder: str) -> None:
+        pass
+
+
+class LeasedForEver(Leased):
+    make = Lasting
+
+
+@pytest.mark.slow
+def test_leases_are_part_of_the_simulated_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(Leased, seeds=10, events=200).invariant == ""
+    report = run(LeasedForEver, seeds=10, events=200)
+    assert report.invariant == "CHECK" and "the dead hold something" in report.what

@@ -170,7 +170,10 @@ class Calls:
     async def until(self, target: object, key: object, look: Callable[[], T | None]) -> T:
         """Wait on this member until `look` gives something. It is asked again whenever the part notes a change of
         `key`, so it must look at nothing else."""
-        place = (attached_path(target), key)
+        return await self.until_place((attached_path(target), key), look)
+
+    async def until_place(self, place: tuple[str, object], look: Callable[[], T | None]) -> T:
+        """`until` for a place of the machine's own, as `HOLDER_PATH` and a holder."""
         while (found := look()) is None:
             future: asyncio.Future[None] = self._loop.create_future()
             self._watched.setdefault(place, []).append(future)

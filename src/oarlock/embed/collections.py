@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Hashable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
 
-from oarlock.embed.hold import calls_of, run
-from oarlock.embed.holders import LeaseLost
+from oarlock.embed.hold import calls_of, holder_unknown, run
+from oarlock.embed.holders import Holder, LeaseLost
+from oarlock.embed.lease import Lease, holder_of
 from oarlock.errors import DeadlineExceeded
 from oarlock.machines.objects.claims import HolderUnknown
 from oarlock.machines.objects.declare import AnyCommand, command, query
@@ -527,26 +528,27 @@ class LeasedDict(StateMachine, Generic[K, V]):
     def _plain(self) -> dict[K, V]:
         return {key: value for key, (_, value) in self.data.items()}
 
-    def register(self, key: K, value: V) -> Awaitable[bool]:
-        """Make or change an entry of this node's. False if another living node has the key."""
-        return run(self, self._register(key, value))
+    def register(self, key: K, value: V, lease: Lease | None = None) -> Awaitable[bool]:
+        """Make or change an entry that lives as long as this node, or as `lease`. False if another one that lives has
+        the key. Raises `LeaseLost` if the lease has ended."""
+        return run(self, self._register(key, value, holder_of(lease)))
 
-    async def _register(self, key: K, value: V) -> bool:
+    async def _register(self, key: K, value: V, lease: Holder | None) -> bool:
         calls = calls_of(self)
         while True:
-            holder = await calls.holders.holder()
+            holder = lease or await calls.holders.holder()
             try:
                 return bool(await calls.command(self, LeasedDict.put, key, value, holder.name, retry_safe=True))
             except HolderUnknown:
-                await holder.aclose(tell=False)  # it has ended without our knowledge: begin anew
+                await holder_unknown(holder, lease)
 
-    def unregister(self, key: K) -> Awaitable[bool]:
-        """Take an entry of this node's out; whether there was one."""
-        return run(self, self._unregister(key))
+    def unregister(self, key: K, lease: Lease | None = None) -> Awaitable[bool]:
+        """Take an entry of this node's, or of `lease`, out; whether there was one."""
+        return run(self, self._unregister(key, holder_of(lease)))
 
-    async def _unregister(self, key: K) -> bool:
+    async def _unregister(self, key: K, lease: Holder | None) -> bool:
         calls = calls_of(self)
-        holder = await calls.holders.holder()
+        holder = lease or await calls.holders.holder()
         return bool(await calls.command(self, LeasedDict.remove, key, holder.name, retry_safe=True))
 
     async def changes(self) -> AsyncIterator[dict[K, V]]:

@@ -34,6 +34,12 @@ def run(part: object, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
     return cast("Awaitable[T]", found.binding.run(work))
 
 
+def runs_blocking(part: object) -> bool:
+    """Whether a part belongs to a node for threads."""
+    binding = getattr(part, BINDING).binding
+    return binding.calls is not binding
+
+
 class Held:
     """A claim that was granted. `token` is its fencing token."""
 
@@ -64,17 +70,20 @@ class Held:
                 await self.holder.aclose(tell=False)
 
 
-async def acquire(claims: Claims, kind: str = "", value: Any = None, timeout: float | None = None) -> Held:
-    """Ask and wait. Raises `DeadlineExceeded` after `timeout` seconds, when the claim has been given up again."""
+async def acquire(
+    claims: Claims, kind: str = "", value: Any = None, timeout: float | None = None, lease: Holder | None = None
+) -> Held:
+    """Ask and wait. Raises `DeadlineExceeded` after `timeout` seconds, when the claim has been given up again, and
+    `LeaseLost` if the `lease` that it is to hang on has ended (without one: the node's own, begun anew if need be)."""
     calls = calls_of(claims)
     try:
         async with asyncio.timeout(timeout):
             for _ in range(ATTEMPTS_MAX):
-                holder: Holder = await calls.holders.holder()
+                holder: Holder = lease or await calls.holders.holder()
                 try:
                     token = await _enter(claims, Claims.enter, holder, kind, value)
                 except HolderUnknown:
-                    await holder.aclose(tell=False)  # it has ended without our knowledge: begin anew
+                    await holder_unknown(holder, lease)
                     continue
                 held = Held(claims, token, holder)
                 try:
@@ -84,6 +93,8 @@ async def acquire(claims: Claims, kind: str = "", value: Any = None, timeout: fl
                     raise
                 if granted:
                     return held
+                if holder.lost and lease is not None:
+                    await holder_unknown(holder, lease)
     except TimeoutError:
         if timeout is None:
             raise  # of something below
@@ -91,15 +102,22 @@ async def acquire(claims: Claims, kind: str = "", value: Any = None, timeout: fl
     raise LeaseLost("this node was not heard of while it waited: is the group overloaded, or lease_ttl too short?")
 
 
-async def acquire_nowait(claims: Claims, kind: str = "", value: Any = None) -> Held | None:
-    """Ask for what is free; None if it is not."""
+async def holder_unknown(holder: Holder, lease: Holder | None) -> None:
+    """A holder has ended without our knowledge. Raises `LeaseLost` if it is a lease that somebody asked for."""
+    await holder.aclose(tell=False)
+    if lease is not None:
+        raise LeaseLost(f"the lease {lease.name} has ended: nothing can hang on it any more")
+
+
+async def acquire_nowait(claims: Claims, kind: str = "", value: Any = None, lease: Holder | None = None) -> Held | None:
+    """Ask for what is free; None if it is not. Raises `LeaseLost` as `acquire` does."""
     calls = calls_of(claims)
     for _ in range(ATTEMPTS_MAX):
-        holder: Holder = await calls.holders.holder()
+        holder: Holder = lease or await calls.holders.holder()
         try:
             token = await _enter(claims, Claims.enter_nowait, holder, kind, value)
         except HolderUnknown:
-            await holder.aclose(tell=False)  # it has ended without our knowledge: begin anew
+            await holder_unknown(holder, lease)
             continue
         return Held(claims, token, holder) if token else None
     raise LeaseLost("this node was not heard of while it asked: is the group overloaded, or lease_ttl too short?")
@@ -129,62 +147,85 @@ def _settled(claims: Claims, token: int) -> bool | None:
     return True if state else None if state is False else False
 
 
+class Body:
+    """The body of an `async with` that must not go on once something is lost: the task that runs it is cancelled."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a body runs in a task"
+        self._task = task
+        self._lost = False
+
+    def lose(self) -> None:
+        if not self._lost:
+            self._lost = True
+            self._task.cancel("the lease was lost")
+
+    async def end(self, kind: type[BaseException] | None, error: BaseException | None, text: str) -> bool:
+        """The body has ended, with that exception. Whether it was lost; raises `LeaseLost` if it did not fail else."""
+        lost, self._lost = self._lost, True  # what comes from now on is our own doing
+        if not lost:
+            return False
+        ours = self._task.uncancel() == 0
+        if kind is not asyncio.CancelledError:
+            try:
+                await asyncio.sleep(0)  # our cancellation may still be on its way
+            except asyncio.CancelledError:
+                if not ours:
+                    raise
+        if kind is None or (kind is asyncio.CancelledError and ours):
+            raise LeaseLost(text) from error
+        return True
+
+
 class hold:
     """`async with hold(claims) as held`: the body runs while the claim is granted. If it is lost the body is cancelled,
     and `LeaseLost` is raised in its place."""
 
-    def __init__(self, claims: Claims, kind: str = "", value: Any = None, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        claims: Claims,
+        kind: str = "",
+        value: Any = None,
+        timeout: float | None = None,
+        holder: Holder | None = None,
+    ) -> None:
         self._claims = claims
         self._kind = kind
         self._value = value
         self._timeout = timeout
+        self._holder = holder
         self._held: Held | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._lost = False
+        self._body: Body | None = None
         self._watch: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Held:
-        held = await acquire(self._claims, self._kind, self._value, self._timeout)
+        held = await acquire(self._claims, self._kind, self._value, self._timeout, self._holder)
         self._held = held
-        self._task = asyncio.current_task()
-        self._forget = held.holder.when_lost(self._lose)
-        self._watch = asyncio.get_running_loop().create_task(self._watch_claim(held), name="oarlock hold")
+        self._body = Body()
+        self._forget = held.holder.when_lost(self._body.lose)
+        self._watch = asyncio.get_running_loop().create_task(self._watch_claim(held, self._body), name="oarlock hold")
         if held.holder.lost:
-            self._lose()
+            self._body.lose()
         return held
 
-    async def _watch_claim(self, held: Held) -> None:
+    async def _watch_claim(self, held: Held, body: Body) -> None:
         """The group may know before us: another member was told that we are gone."""
         gone = lambda: True if held.claims.state_of_claim(held.token) is None else None  # noqa: E731
         await calls_of(held.claims).until(held.claims, held.token, gone)
-        self._lose()
-
-    def _lose(self) -> None:
-        if not self._lost and self._task is not None:
-            self._lost = True
-            self._task.cancel("the lease was lost")
+        body.lose()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        held, task, watch = self._held, self._task, self._watch
-        assert held is not None and task is not None and watch is not None
+        held, body, watch = self._held, self._body, self._watch
+        assert held is not None and body is not None and watch is not None
         self._forget()
-        lost = self._lost
-        self._lost = True  # what comes from now on is our own doing
         watch.cancel()
-        if lost:
-            ours = task.uncancel() == 0
-            if kind is not asyncio.CancelledError:
-                try:
-                    await asyncio.sleep(0)  # our cancellation may still be on its way
-                except asyncio.CancelledError:
-                    if not ours:
-                        raise
-            if kind is None or (kind is asyncio.CancelledError and ours):
-                raise LeaseLost(
-                    "the claim was lost while its body ran: others may act by now. Fence what it wrote with the token"
-                ) from error
-            return False
-        await asyncio.shield(calls_of(self._claims).background(held.give_up()))
+        if not await body.end(
+            kind,
+            error,
+            "the claim was lost while its body ran: others may act by now. Fence what it wrote with the token",
+        ):
+            await asyncio.shield(calls_of(self._claims).background(held.give_up()))
         return False

@@ -7,11 +7,13 @@ by its own clock before the group can: from then on it must not act as a holder 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from oarlock.errors import RaftError
+from oarlock.machines.objects.leases import HOLDERS_MAX
 from oarlock.machines.objects.machine import END, RENEW, TICK, ObjectMachine
 
 if TYPE_CHECKING:
@@ -32,13 +34,15 @@ class LeaseLost(Exception):
 
 
 class Holder:
-    """One lease of this node. `name` stands in the replicated state."""
+    """One lease of this node. `name` stands in the replicated state, `token` is a fencing token once it has begun."""
 
-    def __init__(self, calls: Any, name: str, ttl_s: float) -> None:
+    def __init__(self, calls: Any, name: str, ttl_s: float, *, keep_alive: bool = True) -> None:
         self._calls = calls
         self._loop = asyncio.get_running_loop()
         self.name = name
         self.ttl_s = ttl_s
+        self.token = 0
+        self._keep_alive = keep_alive
         self.valid_until = float("-inf")
         """On the loop's clock: until then nobody else can be given what this holder has."""
 
@@ -51,7 +55,7 @@ class Holder:
         """Make the holder known. Raises a `RaftError` if that could not be done."""
         await self._renew(begin=True)
         if self.lost:
-            raise LeaseLost(f"the group takes no more holders: {self.name} was refused")
+            raise LeaseLost(f"the group takes no more holders (HOLDERS_MAX is {HOLDERS_MAX}): {self.name} was refused")
         self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"oarlock holder {self.name}")
 
     def when_lost(self, call: Callable[[], None]) -> Callable[[], None]:
@@ -69,23 +73,39 @@ class Holder:
     def valid(self) -> bool:
         return not self.lost and self._loop.time() < self.valid_until  # from any thread
 
+    @property
+    def remaining(self) -> float:
+        """Seconds until it counts itself as lost unless it is renewed."""
+        return max(0.0, self.valid_until - self._loop.time()) if not self.lost else 0.0
+
+    async def renew(self) -> None:
+        """Let it live for its whole time from now. Raises `LeaseLost` if it has ended, or a `RaftError`."""
+        if not self.lost:
+            await self._renew()
+        if self.lost:
+            raise LeaseLost(f"{self.name} has ended: begin anew, with a new fencing token")
+
     async def _renew(self, *, begin: bool = False) -> None:
         sent_at = self._loop.time()
         encode = self._calls.machine.codec.encode
         known = await self._calls.propose(encode([RENEW, [self.name, round(self.ttl_s * 1e9), begin]]))
         if known:
+            if begin:
+                self.token = int(known)
             self.valid_until = max(self.valid_until, sent_at + self.ttl_s * (1 - CLOCK_MARGIN))
         else:
             self._lose()
 
     async def _keep(self) -> None:
         loop = self._loop
-        next_at = loop.time() + self.ttl_s / RENEWALS
+        next_at = loop.time() + self.ttl_s / RENEWALS if self._keep_alive else math.inf
         while not self.lost:
             await asyncio.sleep(max(0.0, min(next_at, self.valid_until) - loop.time()))
             if loop.time() >= self.valid_until:
                 self._lose()
                 return
+            if not self._keep_alive:
+                continue  # somebody renewed it
             try:
                 async with asyncio.timeout_at(self.valid_until):
                     await self._renew()
@@ -128,18 +148,35 @@ class Holders:
         self._ttl_s = ttl_s
         self._holder: Holder | None = None
         self._beginning: asyncio.Lock = asyncio.Lock()
+        self._others: dict[str, Holder] = {}
 
     async def holder(self) -> Holder:
         async with self._beginning:
             if self._holder is None or self._holder.lost:
-                holder = Holder(self._calls, f"{self._node_name}/{secrets.token_hex(8)}", self._ttl_s)
+                holder = Holder(self._calls, self._new_name(), self._ttl_s)
                 await holder.begin()
                 self._holder = holder
             return self._holder
 
+    def _new_name(self) -> str:
+        return f"{self._node_name}/{secrets.token_hex(8)}"
+
+    async def another(self, ttl_s: float | None, *, keep_alive: bool) -> Holder:
+        """A holder with a life of its own, within this node's. Raises as `Holder.begin`."""
+        holder = Holder(self._calls, self._new_name(), self._ttl_s if ttl_s is None else ttl_s, keep_alive=keep_alive)
+        await holder.begin()
+        self._others[holder.name] = holder
+
+        def forget() -> None:
+            self._others.pop(holder.name, None)
+
+        holder.when_lost(forget)
+        return holder
+
     async def aclose(self) -> bool:
-        """End the holder. False if the group could not be told: it has no majority, or none that can be reached."""
-        return self._holder is None or await self._holder.aclose(tell=True)
+        """End all holders. False if the group could not be told: it has no majority, or none that can be reached."""
+        holders = [*self._others.values(), *([self._holder] if self._holder is not None else [])]
+        return all(await asyncio.gather(*(holder.aclose(tell=True) for holder in holders)))
 
 
 async def tick(node: Node, machine: ObjectMachine) -> None:

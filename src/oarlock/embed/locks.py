@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from oarlock.embed.hold import Held, acquire, acquire_nowait, calls_of, hold, run
 from oarlock.embed.holders import LeaseLost
+from oarlock.embed.lease import Lease, holder_of
 from oarlock.errors import DeadlineExceeded
 from oarlock.machines.objects.claims import Claim, Claims, HolderUnknown, OneAtATime
 from oarlock.machines.objects.declare import BINDING, command, query
@@ -30,16 +31,24 @@ T = TypeVar("T")
 class Holding:
     """One way to hold a lock: `async with`, `with` on a node for threads, or `acquire` and `Held.release`."""
 
-    def __init__(self, claims: Claims, kind: str = "", value: Any = None, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        claims: Claims,
+        kind: str = "",
+        value: Any = None,
+        timeout: float | None = None,
+        lease: Lease | None = None,
+    ) -> None:
         self._claims = claims
         self._kind = kind
         self._value = value
         self._timeout = timeout
+        self._lease = lease
         self._holds: dict[object, list[hold]] = {}  # by task
         self._held: dict[int, list[Held]] = {}  # by thread
 
     async def __aenter__(self) -> Held:
-        holding = hold(self._claims, self._kind, self._value, self._timeout)
+        holding = hold(self._claims, self._kind, self._value, self._timeout, holder_of(self._lease))
         held = await holding.__aenter__()
         self._holds.setdefault(asyncio.current_task(), []).append(holding)
         return held
@@ -54,7 +63,8 @@ class Holding:
         return await holding.__aexit__(kind, error, trace)
 
     def __enter__(self) -> Held:
-        held = cast(Held, run(self._claims, acquire(self._claims, self._kind, self._value, self._timeout)))
+        asking = acquire(self._claims, self._kind, self._value, self._timeout, holder_of(self._lease))
+        held = cast(Held, run(self._claims, asking))
         self._held.setdefault(threading.get_ident(), []).append(held)
         return held
 
@@ -79,17 +89,18 @@ async def _release_or_tell(held: Held, tell: bool) -> None:
 class _Line(Claims):
     """What all locks offer."""
 
-    def acquire(self, timeout: float | None = None) -> Awaitable[Held]:
-        """Wait until it is ours; gives a `Held`. Raises `DeadlineExceeded` after `timeout` seconds."""
-        return run(self, acquire(self, timeout=timeout))
+    def acquire(self, timeout: float | None = None, lease: Lease | None = None) -> Awaitable[Held]:
+        """Wait until it is ours; gives a `Held`. Raises `DeadlineExceeded` after `timeout` seconds. With a `lease` it
+        is ours as long as that lives, else as long as this node does."""
+        return run(self, acquire(self, timeout=timeout, lease=holder_of(lease)))
 
-    def try_acquire(self) -> Awaitable[Held | None]:
+    def try_acquire(self, lease: Lease | None = None) -> Awaitable[Held | None]:
         """A `Held`, or None if it would have to wait."""
-        return run(self, acquire_nowait(self))
+        return run(self, acquire_nowait(self, lease=holder_of(lease)))
 
-    def holding(self, timeout: float | None = None) -> Holding:
-        """A context manager with a time limit for the wait."""
-        return Holding(self, timeout=timeout)
+    def holding(self, timeout: float | None = None, lease: Lease | None = None) -> Holding:
+        """A context manager with a time limit for the wait, or for what hangs on a `lease`."""
+        return Holding(self, timeout=timeout, lease=lease)
 
     def _own_holding(self) -> Holding:
         calls_of(self)
@@ -180,11 +191,11 @@ class RWLock(Claims):
             readers += 1
         return readers
 
-    def read(self, timeout: float | None = None) -> Holding:
-        return Holding(self, "read", timeout=timeout)
+    def read(self, timeout: float | None = None, lease: Lease | None = None) -> Holding:
+        return Holding(self, "read", timeout=timeout, lease=lease)
 
-    def write(self, timeout: float | None = None) -> Holding:
-        return Holding(self, "write", timeout=timeout)
+    def write(self, timeout: float | None = None, lease: Lease | None = None) -> Holding:
+        return Holding(self, "write", timeout=timeout, lease=lease)
 
 
 class Barrier(StateMachine):
@@ -271,9 +282,9 @@ class Election(_Line, OneAtATime, Generic[T]):
     async for value in election.observe(): ...
     """
 
-    def campaign(self, value: T, timeout: float | None = None) -> Holding:
+    def campaign(self, value: T, timeout: float | None = None, lease: Lease | None = None) -> Holding:
         """Stand, and lead while the body runs."""
-        return Holding(self, value=value, timeout=timeout)
+        return Holding(self, value=value, timeout=timeout, lease=lease)
 
     @command
     def proclaim(self, token: int, value: T) -> bool:

@@ -25,6 +25,7 @@ from oarlock.machines.objects.machine import ObjectMachine
 if TYPE_CHECKING:  # the engine is loaded when a node starts: importing a program that has one costs little
     from oarlock.embed.calls import Calls
     from oarlock.embed.engine import Engine
+    from oarlock.embed.lease import Lease
     from oarlock.transport.tls import PeerTls
 
 M = TypeVar("M")
@@ -193,6 +194,19 @@ class Node(Generic[M]):
         again; what it raises is logged, and it is begun again. `token` is a fencing token, greater than all before it.
         """
         self.engine.on_leader(work)
+
+    def lease(self, ttl: float | None = None, *, keep_alive: bool = True) -> Lease:
+        """A time to live of `ttl` seconds (`lease_ttl` if left out) that things can hang on:
+
+            async with node.lease(ttl=10) as lease:
+                await node.machine.services.register("web-1", "10.0.0.1:80", lease)
+
+        It is renewed behind the scenes, unless `keep_alive` is False: then it ends `ttl` seconds after it was granted
+        or last renewed. Raises `ValueError` for a time that cannot be.
+        """
+        from oarlock.embed.lease import Lease
+
+        return Lease(self.calls, ttl, keep_alive=keep_alive)
 
     @property
     def engine(self) -> Engine:

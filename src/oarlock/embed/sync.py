@@ -6,6 +6,7 @@ Calls may come from any number of threads; those that arrive together travel tog
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections import deque
@@ -15,18 +16,21 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from oarlock.embed.node import Node as AsyncNode
 from oarlock.embed.options import CLUSTER
-from oarlock.embed.status import NodeStatus
+from oarlock.embed.status import MemberStatus, NodeStatus
 from oarlock.errors import DeadlineExceeded, RaftError
 from oarlock.machines.objects.declare import AnyCommand, AnyQuery, Consistency, bounded
 
 if TYPE_CHECKING:
     from oarlock.embed.calls import Calls
+    from oarlock.embed.lease import BlockingLease
     from oarlock.transport.tls import PeerTls
 
 M = TypeVar("M")
 T = TypeVar("T")
 
 START_TIMEOUT_S: Final = 60.0
+LEADING_END_S: Final = 10.0
+_log = logging.getLogger(__name__)
 _NOTHING: Final = object()
 
 
@@ -123,6 +127,53 @@ class SyncCalls:
             return await make()
 
         return self.run(run())
+
+
+class Leading:
+    """What `Node.on_leader` gives its work in a thread. `token` is a fencing token, greater than all before it."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+        self._lost = threading.Event()
+
+    @property
+    def lost(self) -> bool:
+        """Whether leadership has gone, or the node closes: the work must end now."""
+        return self._lost.is_set()
+
+    def wait_lost(self, timeout: float | None = None) -> bool:
+        """Wait until it is lost, at most `timeout` seconds; whether it is. In place of `time.sleep`."""
+        return self._lost.wait(timeout)
+
+
+async def _lead_in_thread(work: Callable[[Leading], object], token: int) -> None:
+    """Run blocking work in a thread of its own until it ends; told to end, it has `LEADING_END_S` to do so."""
+    leading = Leading(token)
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[BaseException | None] = loop.create_future()
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            work(leading)
+        except BaseException as raised:  # the outer edge of the thread: the node logs it and begins the work again
+            error = raised
+        try:
+            loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(error))
+        except RuntimeError:
+            pass  # the node has closed in between, and its loop
+
+    threading.Thread(target=run, name=f"oarlock leading {token}", daemon=True).start()
+    try:
+        error = await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        leading._lost.set()
+        await asyncio.wait({ended}, timeout=LEADING_END_S)
+        if not ended.done():
+            _log.warning("the leader's work has not ended within %g s of being told token=%d", LEADING_END_S, token)
+        raise
+    if error is not None:
+        raise error
 
 
 class Node(Generic[M]):
@@ -282,6 +333,29 @@ class Node(Generic[M]):
     def remove(self, member: str | int) -> None:
         self._check_caller()
         self._on_loop(self._node.remove(member))
+
+    def members(self) -> tuple[MemberStatus, ...]:
+        return self.status().members
+
+    def on_leader(self, work: Callable[[Leading], object]) -> None:
+        """See `oarlock.Node.on_leader`: `work(leading)` runs in a thread on the member that leads, on that one only.
+
+        A thread cannot be stopped from outside: the work has to look at `leading.lost`, or wait with
+        `leading.wait_lost`, and end then within `LEADING_END_S` (10 s). Fence what it writes with `leading.token`.
+        """
+
+        async def begin() -> None:
+            self._node.on_leader(lambda token: _lead_in_thread(work, token))
+
+        self._check_caller()
+        self._on_loop(begin())
+
+    def lease(self, ttl: float | None = None, *, keep_alive: bool = True) -> BlockingLease:
+        """See `oarlock.Node.lease`."""
+        from oarlock.embed.lease import BlockingLease
+
+        self._check_caller()
+        return BlockingLease(self._node.calls, ttl, self._on_loop, keep_alive=keep_alive)
 
     def __repr__(self) -> str:
         return repr(self._node)

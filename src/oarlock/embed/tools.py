@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from oarlock.embed.hold import calls_of, run
+from oarlock.embed.hold import calls_of, run, runs_blocking
 from oarlock.errors import DeadlineExceeded, RaftError
 from oarlock.machines.objects.claims import HolderUnknown
 from oarlock.machines.objects.declare import command, query
@@ -158,7 +158,8 @@ class Schedule(StateMachine):
         return dict(self.at_work)
 
     def every(self, seconds: float, job: str, work: Callable[[], Awaitable[object]], *, again: bool = False) -> None:
-        """Have `work` done every `seconds`, counted from 1970 so that all members mean the same times."""
+        """Have `work` done every `seconds`, counted from 1970 so that all members mean the same times. On a node for
+        threads it is a plain function, called in a thread."""
         if not seconds > 0:
             raise ValueError(f"every({seconds}): give a positive number of seconds")
         jobs: dict[str, tuple[float, Callable[[], Awaitable[object]], bool]] = (
@@ -168,8 +169,11 @@ class Schedule(StateMachine):
             raise ValueError(f"there is a job {job!r} already")
         jobs[job] = (seconds, work, again)
 
-    async def run(self) -> None:
-        """Do what is due, until cancelled."""
+    def run(self) -> Awaitable[None]:
+        """Do what is due, until cancelled; on a node for threads, until Ctrl-C or the node's end."""
+        return run(self, self._run())
+
+    async def _run(self) -> None:
         jobs = calls_of(self).memory_of(self).get("jobs", {})
         async with asyncio.TaskGroup() as group:
             for job, (seconds, work, again) in jobs.items():
@@ -188,7 +192,10 @@ class Schedule(StateMachine):
                 continue
             if mine >= 0:
                 try:
-                    await work()
+                    if runs_blocking(self):
+                        await asyncio.to_thread(work)
+                    else:
+                        await work()
                 except Exception:  # the outer edge of a job: the next time is due all the same
                     _log.exception("job failed job=%s time=%d", job, mine)
                 finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from oarlock.machines.objects.declare import Command, Query
-from oarlock.machines.objects.machine import ObjectMachine
+from oarlock.machines.objects.machine import ANY_TERM, END, RENEW, TICK, ObjectMachine
 from oarlock.testing.workload import Choose, Workload
 
 M = TypeVar("M")
@@ -30,6 +30,35 @@ def calling(method: Command[M, P, R] | Query[M, P, R], /, *args: P.args, **kwarg
     return Call(method, args, kwargs)
 
 
+@dataclass(frozen=True, slots=True)
+class HolderEvent:
+    """What happens to a lease that locks and the like hang on. Made by `lease_granted`, `lease_renewed`,
+    `lease_revoked` and `time_passes`."""
+
+    name: str
+    args: tuple[Any, ...]
+
+
+def lease_granted(name: str, ttl: float) -> HolderEvent:
+    """A lease (a holder, in the words of `StateMachine.holder_lives`) begins, for `ttl` seconds."""
+    return HolderEvent(RENEW, (name, round(ttl * 1e9), True))
+
+
+def lease_renewed(name: str, ttl: float) -> HolderEvent:
+    """Its node was heard of."""
+    return HolderEvent(RENEW, (name, round(ttl * 1e9), False))
+
+
+def lease_revoked(name: str) -> HolderEvent:
+    """It is given up."""
+    return HolderEvent(END, (name,))
+
+
+def time_passes(seconds: float) -> HolderEvent:
+    """The clock by which leases end goes on; at most one second at a time, as that of a leader."""
+    return HolderEvent(TICK, (ANY_TERM, round(seconds * 1e9)))
+
+
 class ObjectWorkload(Workload):
     """As `Workload`, for a class with `@command` methods.
 
@@ -48,8 +77,8 @@ class ObjectWorkload(Workload):
         if hasattr(cls, "make"):
             cls.machine = staticmethod(lambda: ObjectMachine(cls.make()))
 
-    def call(self, choose: Choose) -> Call:
-        """One call of a command that a client might make."""
+    def call(self, choose: Choose) -> Call | HolderEvent:
+        """One call of a command that a client might make, or something that happens to a lease."""
         raise NotImplementedError(f"{type(self).__name__} must say in `call` what clients call")
 
     def ask(self, choose: Choose) -> Call | None:
@@ -63,6 +92,8 @@ class ObjectWorkload(Workload):
 
     def command(self, choose: Choose) -> bytes:
         call = self.call(choose)
+        if isinstance(call, HolderEvent):
+            return self._encoder().codec.encode([call.name, list(call.args)])
         if not isinstance(call.declared, Command):
             raise TypeError(f"call() gave {call.declared.name}, which is no @command")
         return self._encoder().encode_call(call.path, call.declared, call.args, call.kwargs)

@@ -31,6 +31,9 @@ ACTIVATE: Final = "$activate"
 TICK: Final = "$tick"
 RENEW: Final = "$renew"
 END: Final = "$end"
+ANY_TERM: Final = 0
+"""The term of a tick that counts whoever leads: of simulated clients. A leader gives its own, which is greater."""
+
 STATE_FORMAT: Final = 1
 POSITION_BITS: Final = 20  # of a command in its entry: a batch of 1 MiB holds fewer commands than this counts
 PARTS_DEPTH_MAX: Final = 8
@@ -400,11 +403,13 @@ class ObjectMachine(VolatileMachine):
             self.active_version = max(self.active_version, version)
         elif name == TICK:
             term, elapsed_ns = args
-            if term == context.term:  # measured by the leader whose entry this is
+            if term in (context.term, ANY_TERM):  # measured by the leader whose entry this is
                 self._end_holders(context, self.holders.advance(int(elapsed_ns)))
         elif name == RENEW:
             holder, ttl_ns, begin = args
             result = self.holders.renew(str(holder), int(ttl_ns), begin=bool(begin))
+            if result and begin:
+                result = ApplyContext(context.index, context.term, context.time_ns, self._position).token
         elif name == END:
             self._end_holders(context, self.holders.end(str(args[0])))
         else:
