@@ -11,6 +11,7 @@ is unknown is not: the error says so (`outcome`), as etcd's own client does.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,8 +20,16 @@ from typing import Any, Final, Self, TypeVar
 
 from oarlock.api import proto
 from oarlock.api.grpc.status import Code
-from oarlock.client.channel import Channel, Metadata, Stream
-from oarlock.client.errors import EtcdError, TransactionConflict, Unauthenticated, Unavailable, error_of
+from oarlock.client.channel import CLOSE_S, RENEWALS_MAX, Address, Channel, Metadata, Stream
+from oarlock.client.errors import (
+    Compacted,
+    EtcdError,
+    TransactionConflict,
+    Unauthenticated,
+    Unavailable,
+    closed,
+    error_of,
+)
 from oarlock.client.lease import Lease
 from oarlock.client.model import (
     Condition,
@@ -42,6 +51,7 @@ from oarlock.client.model import (
     page,
     prefix_end,
     raw,
+    span,
     txn_result,
 )
 from oarlock.client.recipes import Election, Lock
@@ -52,6 +62,7 @@ T = TypeVar("T")
 
 BACKOFF_S: Final = 0.02
 BACKOFF_S_MAX: Final = 0.5
+AUTH_REVISION_OLD: Final = "revision of auth store is old"
 SCAN_PAGE: Final = 1000
 TRANSACT_ATTEMPTS: Final = 32
 
@@ -101,6 +112,14 @@ class Client:
             raise ValueError("endpoints is empty: give host:port of one server or more")
         if bool(user) != bool(password):
             raise ValueError("give user and password, or neither")
+        for name, seconds in (
+            ("timeout", timeout), ("attempt_timeout", attempt_timeout), ("connect_timeout", connect_timeout),
+            ("keepalive", keepalive), ("keepalive_timeout", keepalive_timeout),
+        ):  # fmt: skip
+            if not seconds > 0:  # NaN is not either
+                raise ValueError(f"{name}={seconds!r}: give seconds, more than 0")
+        for endpoint in self.endpoints:
+            Address.of(endpoint)  # raises here, not at the first call
         self.timeout = timeout
         self._attempt_timeout = attempt_timeout
         self._connect_timeout = connect_timeout
@@ -109,6 +128,7 @@ class Client:
         self._tls = tls
         self._user, self._password = user, password
         self._token = ""
+        self._authenticating: asyncio.Lock = asyncio.Lock()
         self._at = 0
         self._channel: Channel | None = None
         self._connecting: asyncio.Lock = asyncio.Lock()
@@ -130,19 +150,22 @@ class Client:
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
-            await asyncio.wait({channel.closed}, timeout=1)
+            await asyncio.wait({channel.closed}, timeout=2 * CLOSE_S)
 
     @property
     def endpoint(self) -> str:
         """The endpoint that is used now, or will be tried next."""
         return self.endpoints[self._at % len(self.endpoints)]
 
+    def _is_closed(self) -> bool:
+        return self._closed
+
     # -- connections
 
     async def channel(self) -> Channel:
         """A usable connection, to another endpoint if need be. Raises `Unavailable` when none can be reached."""
-        if self._closed:
-            raise error_of(Code.UNAVAILABLE, "the client is closed", sent=False)
+        if self._is_closed():
+            raise closed()
         if self._channel is not None and self._channel.usable:
             return self._channel
         async with self._connecting:
@@ -151,29 +174,41 @@ class Client:
             problems: list[str] = []
             for _ in self.endpoints:
                 try:
-                    self._channel = await Channel.connect(
+                    channel = await Channel.connect(
                         self.endpoint, self._tls, timeout_s=self._connect_timeout, keepalive_s=self._keepalive,
                         keepalive_timeout_s=self._keepalive_timeout,
                     )  # fmt: skip
-                    return self._channel
                 except Unavailable as error:
+                    if self._is_closed():
+                        raise closed() from None
                     problems.append(error.text)
                     self._at += 1
+                    continue
+                except BaseException:
+                    self._at += 1  # who waited had no time for this endpoint: the next one begins with another
+                    raise
+                if self._is_closed():  # meanwhile
+                    channel.close()
+                    raise closed()
+                self._channel = channel
+                return channel
             raise error_of(Code.UNAVAILABLE, "; ".join(problems), sent=False)
 
     def leave(self, channel: Channel) -> None:
-        """This connection did not serve us: take the next endpoint."""
+        """This connection did not serve us: take the next endpoint for what comes. Other calls on it may end."""
         if self._channel is channel:
             self._channel = None
             self._at += 1
-            channel.close()
+            channel.retire()
 
     async def metadata(self, *, need_leader: bool = False) -> Metadata:
         """What goes with every request."""
         made: list[tuple[str, str]] = []
         if self._user:
             if not self._token:
-                await self._authenticate()
+                async with self._authenticating:  # one of those that wait is enough
+                    if not self._token:
+                        await self._authenticate()
             if self._token:
                 made.append(("token", self._token))
         if need_leader:
@@ -186,51 +221,65 @@ class Client:
         try:
             data = await channel.unary("/etcdserverpb.Auth/Authenticate", request.SerializeToString(), (), self.timeout)
         except EtcdError as error:
+            if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+                self.leave(channel)
             if "authentication is not enabled" not in error.text:
                 raise
             return  # then no token is wanted, as etcd's own client sees it
         self._token = _AuthenticateResponse.FromString(data).token
 
+    def renew(self, error: EtcdError, metadata: Metadata) -> bool:
+        """Whether the call that ended so was refused because of its token: the next one gets another."""
+        used = dict(metadata).get("token")
+        if not self._user or not (isinstance(error, Unauthenticated) or AUTH_REVISION_OLD in error.text):
+            return False
+        if self._token == used:
+            self._token = ""
+        return True
+
     async def call(self, path: str, request: Any, response: Any, *, reads: bool, timeout: float | None = None) -> Any:
         """One unary call with its repetitions. `reads`: it changes nothing, so it may be sent again."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (self.timeout if timeout is None else timeout)
+        seconds = self.timeout if timeout is None else timeout
+        if math.isnan(seconds):
+            raise ValueError("timeout=nan: give seconds")
+        deadline = loop.time() + seconds
         data = request.SerializeToString()
         pause = BACKOFF_S
-        renewed = False
+        renewals = RENEWALS_MAX
         while True:
             left = deadline - loop.time()
             if left <= 0:
                 raise error_of(Code.DEADLINE_EXCEEDED, f"no answer to {path.rpartition('/')[2]} in time", sent=False)
             channel: Channel | None = None
+            metadata: Metadata = ()
             try:
-                async with asyncio.timeout(left):
-                    channel = await self.channel()
+                async with asyncio.timeout(None if math.isinf(left) else left):
                     metadata = await self.metadata()
+                    channel = await self.channel()
                 limit = min(left, self._attempt_timeout) if reads and len(self.endpoints) > 1 else left
                 return response.FromString(await channel.unary(path, data, metadata, limit))
             except TimeoutError:
                 continue
-            except Unauthenticated as error:
-                if not self._user or renewed:
-                    raise
-                self._token, renewed = "", True  # it has expired, or its server has gone: get another, once
-                del error
             except EtcdError as error:
                 again = error.outcome is Outcome.NOT_EXECUTED or reads
-                if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED) or not again:
-                    raise
+                if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+                    if not renewals or not self.renew(error, metadata):
+                        raise
+                    renewals -= 1  # the token has expired, its server has gone, rights have changed: get another
+                    continue
                 if channel is not None:
-                    self.leave(channel)
-                if loop.time() + pause >= deadline:
+                    self.leave(channel)  # also if this call is over: the next one has better chances elsewhere
+                if not again or loop.time() + pause >= deadline:
                     raise
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, BACKOFF_S_MAX)
 
-    async def stream(self, path: str, *, need_leader: bool = True) -> tuple[Channel, Stream]:
+    async def stream(self, path: str, *, need_leader: bool = True) -> tuple[Channel, Stream, Metadata]:
         """Begin a streaming call."""
+        metadata = await self.metadata(need_leader=need_leader)
         channel = await self.channel()
-        return channel, channel.begin(path, await self.metadata(need_leader=need_leader), None)
+        return channel, await channel.begin(path, metadata, None), metadata
 
     # -- keys and values
 
@@ -260,9 +309,9 @@ class Client:
         """The keys in a range: from `key` up to `range_end`, or all that begin with `key` if `prefix`."""
         if sort_by not in SORT_TARGETS:
             raise ValueError(f"sort_by={sort_by!r}: it must be one of {', '.join(SORT_TARGETS)}")
-        start = raw(key)
+        start, end = span(key, prefix, range_end)
         request = RangeRequest(
-            key=start or b"\0", range_end=prefix_end(start) if prefix else raw(range_end), limit=limit,
+            key=start, range_end=end, limit=limit,
             revision=revision, sort_target=SORT_TARGETS[sort_by],
             sort_order=2 if descending else 0 if sort_by == "key" else 1, keys_only=keys_only, count_only=count_only,
             serializable=serializable,
@@ -299,9 +348,8 @@ class Client:
         timeout: float | None = None,
     ) -> Deleted:  # fmt: skip
         """Delete a key, a range, or all keys that begin with `key`."""
-        start = raw(key)
-        end = prefix_end(start) if prefix else raw(range_end)
-        request = DeleteRangeRequest(key=start or b"\0", range_end=end, prev_kv=previous)
+        start, end = span(key, prefix, range_end)
+        request = DeleteRangeRequest(key=start, range_end=end, prev_kv=previous)
         response = await self.call(
             "/etcdserverpb.KV/DeleteRange", request, _DeleteRangeResponse, reads=False, timeout=timeout
         )
@@ -338,11 +386,18 @@ class Client:
 
         Raises `TransactionConflict` after so many attempts.
         """
+        if attempts < 1:
+            raise ValueError(f"attempts={attempts}: give 1 or more")
         for attempt in range(attempts):
             transaction = Transaction(self)
-            result = await work(transaction)
-            if await transaction.commit():
-                return result
+            try:
+                result = await work(transaction)
+            except Compacted:
+                if not transaction.stale:
+                    raise  # of something else that the work has asked for
+            else:
+                if await transaction.commit():
+                    return result
             await asyncio.sleep(random.uniform(0, BACKOFF_S * min(attempt + 1, 10)))
         raise TransactionConflict(attempts)
 
@@ -371,9 +426,9 @@ class Client:
         compacted what comes next it raises `Compacted`; with `resync` it then reads the range anew and gives the
         difference as events.
         """
+        start, end = span(key, prefix, range_end)
         return Watch(
-            self, raw(key), prefix_end(raw(key)) if prefix else raw(range_end), start_revision, previous=previous,
-            puts=puts, deletes=deletes, resync=resync,
+            self, start, end, start_revision, previous=previous, puts=puts, deletes=deletes, resync=resync
         )  # fmt: skip
 
     def lease(self, ttl: int, *, id: int = 0) -> Lease:
@@ -424,6 +479,8 @@ class Transaction:
         self._revision = 0
         self._read: dict[bytes, KeyValue | None] = {}
         self._written: dict[bytes, Put | Delete] = {}
+        self.stale = False
+        """Whether the revision that it reads has been compacted: then only a new one can go on."""
 
     async def get(self, key: Text) -> bytes | None:
         """The value of a key, None if it does not exist."""
@@ -432,7 +489,11 @@ class Transaction:
         if written is not None:
             return raw(written.value) if isinstance(written, Put) else None
         if name not in self._read:
-            found = await self._client.range(name, revision=self._revision)
+            try:
+                found = await self._client.range(name, revision=self._revision)
+            except Compacted:
+                self.stale = True
+                raise
             self._revision = self._revision or found.revision
             self._read[name] = found.items[0] if found.items else None
         kv = self._read[name]

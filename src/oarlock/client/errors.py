@@ -86,3 +86,8 @@ def error_of(code: Code, text: str, *, sent: bool = True) -> EtcdError:
     if "future revision" in text:
         return FutureRevision(code, text, outcome)
     return _CLASSES.get(code, EtcdError)(code, text, outcome)
+
+
+def closed() -> Unavailable:
+    """The client was closed; nothing is tried again, so its code is not UNAVAILABLE."""
+    return Unavailable(Code.CANCELLED, "the client is closed", Outcome.NOT_EXECUTED)

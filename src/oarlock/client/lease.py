@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from oarlock.api import proto
 from oarlock.api.grpc.status import Code
-from oarlock.client.channel import Channel, Stream
+from oarlock.client.channel import Channel, Metadata, Stream
 from oarlock.client.errors import EtcdError, LeaseExpired, NotFound, error_of
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 RENEWALS: Final = 3  # within one time to live
 RETRY_S: Final = 0.1
+TTL_MAX: Final = 9_000_000_000  # seconds, etcd's bound
 
 _GrantRequest = proto.message("etcdserverpb.LeaseGrantRequest")
 _GrantResponse = proto.message("etcdserverpb.LeaseGrantResponse")
@@ -31,8 +33,10 @@ class Lease:
     """One lease. `id` is 0 until it is granted."""
 
     def __init__(self, client: Client, ttl: int, lease_id: int) -> None:
-        if ttl < 1:
-            raise ValueError(f"ttl={ttl}: a lease lives at least one second")
+        if isinstance(ttl, bool) or not isinstance(ttl, int):
+            raise TypeError(f"ttl={ttl!r}: give whole seconds, as an int")
+        if not 1 <= ttl <= TTL_MAX:
+            raise ValueError(f"ttl={ttl}: a lease lives at least one second, at most {TTL_MAX}")
         self._client = client
         self._wanted = (ttl, lease_id)
         self.id = 0
@@ -49,7 +53,10 @@ class Lease:
         self._owner: asyncio.Task[Any] | None = None
         self._channel: Channel | None = None
         self._stream: Stream | None = None
+        self._metadata: Metadata = ()
+        self._renewing: asyncio.Lock = asyncio.Lock()
         self._cancelled = False
+        self._ending = False
 
     async def grant(self) -> int:
         """Get the lease without keeping it alive; gives its id."""
@@ -76,25 +83,44 @@ class Lease:
     async def keep_alive_once(self) -> int:
         """Renew it; gives the seconds that it has now. Raises `LeaseExpired` if it has ended."""
         loop = asyncio.get_running_loop()
-        if self._stream is None or self._stream.ended:
-            self._channel, self._stream = await self._client.stream("/etcdserverpb.Lease/LeaseKeepAlive")
-        asked_at = loop.time()
-        try:
-            await self._stream.send(_KeepAliveRequest(ID=self.id).SerializeToString())
-            data = await self._stream.receive()
-            if data is None:
-                raise error_of(Code.UNAVAILABLE, "the server ended the stream of keep-alives")
-        except BaseException as error:
-            stream, self._stream = self._stream, None
-            stream.cancel()
-            if isinstance(error, EtcdError) and error.code is Code.UNAVAILABLE and self._channel is not None:
-                self._client.leave(self._channel)
-            raise
+        limit = self._client.timeout
+        async with self._renewing:
+            asked_at = loop.time()
+            try:
+                async with asyncio.timeout(None if math.isinf(limit) else limit):
+                    if self._stream is None or self._stream.ended:
+                        self._channel, self._stream, self._metadata = await self._client.stream(
+                            "/etcdserverpb.Lease/LeaseKeepAlive"
+                        )
+                        asked_at = loop.time()
+                    await self._stream.send(_KeepAliveRequest(ID=self.id).SerializeToString())
+                    data = await self._stream.receive()
+                    if data is None:
+                        raise error_of(Code.UNAVAILABLE, "the server ended the stream of keep-alives")
+            except BaseException as error:
+                self._drop(error)
+                if isinstance(error, TimeoutError):
+                    raise error_of(Code.DEADLINE_EXCEEDED, f"no answer to a keep-alive within {limit:g} s") from None
+                raise
         ttl: int = _KeepAliveResponse.FromString(data).TTL
         if ttl <= 0:
             raise LeaseExpired(f"lease {self.id:x} has expired")
         self.valid_until = max(self.valid_until, asked_at + ttl)
         return ttl
+
+    def _drop(self, error: BaseException) -> None:
+        """This stream did not serve us: the next renewal takes another, of another member if this one was silent."""
+        stream, self._stream = self._stream, None
+        channel, self._channel = self._channel, None
+        if stream is not None:
+            stream.cancel()
+        if isinstance(error, EtcdError) and self._client.renew(error, self._metadata):
+            return
+        unserved = isinstance(error, TimeoutError | asyncio.CancelledError) or (
+            isinstance(error, EtcdError) and error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
+        )
+        if unserved and channel is not None and not self._ending:
+            self._client.leave(channel)
 
     async def time_to_live(self, *, keys: bool = False) -> Any:
         """The server's `LeaseTimeToLiveResponse`: TTL (-1: it has ended), grantedTTL, and with `keys` the keys."""
@@ -111,6 +137,16 @@ class Lease:
         self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"lease {self.id:x}")
 
     async def _keep(self) -> None:
+        try:
+            await self._keep_until_lost()
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._lose()  # whatever it was, nobody keeps the lease alive any more
+            raise
+        self._lose()
+
+    async def _keep_until_lost(self) -> None:
         loop = asyncio.get_running_loop()
         next_at = loop.time() + self.ttl / RENEWALS
         while True:
@@ -125,7 +161,6 @@ class Lease:
                 break
             except (EtcdError, TimeoutError):
                 next_at = loop.time() + RETRY_S
-        self._lose()
 
     def _lose(self) -> None:
         if self.lost is not None and not self.lost.done():
@@ -135,6 +170,8 @@ class Lease:
                 self._owner.cancel("the lease was lost")
 
     async def __aenter__(self) -> Self:
+        if self._task is not None or self.lost is not None:
+            raise RuntimeError("a lease is entered once: make another with client.lease(...)")
         await self.grant()
         self._owner = asyncio.current_task()
         self.keep()
@@ -144,6 +181,7 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         owner, self._owner = self._owner, None
+        self._ending = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})

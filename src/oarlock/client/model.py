@@ -20,7 +20,25 @@ Text = bytes | str
 
 
 def raw(text: Text) -> bytes:
-    return text.encode() if isinstance(text, str) else text
+    if isinstance(text, str):
+        return text.encode()
+    if isinstance(text, bytes | bytearray | memoryview):
+        return bytes(text)
+    raise TypeError(f"keys and values are bytes or str, not {type(text).__name__}")
+
+
+def span(key: Text, prefix: bool, range_end: Text) -> tuple[bytes, bytes]:
+    """The first key and the end of a range. An empty key without an end would mean the one key `\\0` to a server.
+
+    >>> span("a", False, ""), span("a", True, ""), span("", True, ""), span("", False, "c")
+    ((b'a', b''), (b'a', b'b'), (b'\\x00', b'\\x00'), (b'\\x00', b'c'))
+    """
+    start, end = raw(key), raw(range_end)
+    if prefix and end:
+        raise ValueError("give prefix=True or a range_end, not both")
+    if not start and not end and not prefix:
+        raise ValueError("the key is empty: give one, or prefix=True for all keys")
+    return start or b"\0", prefix_end(start) if prefix else end
 
 
 def prefix_end(prefix: bytes) -> bytes:
@@ -154,8 +172,7 @@ class Key:
     """
 
     def __init__(self, key: Text, *, prefix: bool = False, range_end: Text = b"") -> None:
-        self.key = raw(key)
-        end = prefix_end(self.key) if prefix else raw(range_end)
+        self.key, end = span(key, prefix, range_end)
         self.value = _Field(self.key, end, "value")
         self.version = _Field(self.key, end, "version")
         self.create_revision = _Field(self.key, end, "create_revision")
@@ -196,9 +213,8 @@ class Get:
     limit: int = 0
 
     def message(self) -> Any:
-        key = raw(self.key)
-        end = prefix_end(key) if self.prefix else raw(self.range_end)
-        return RequestOp(request_range=RangeRequest(key=key or b"\0", range_end=end, limit=self.limit))
+        key, end = span(self.key, self.prefix, self.range_end)
+        return RequestOp(request_range=RangeRequest(key=key, range_end=end, limit=self.limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +227,8 @@ class Delete:
     previous: bool = False
 
     def message(self) -> Any:
-        key = raw(self.key)
-        end = prefix_end(key) if self.prefix else raw(self.range_end)
-        return RequestOp(
-            request_delete_range=DeleteRangeRequest(key=key or b"\0", range_end=end, prev_kv=self.previous)
-        )
+        key, end = span(self.key, self.prefix, self.range_end)
+        return RequestOp(request_delete_range=DeleteRangeRequest(key=key, range_end=end, prev_kv=self.previous))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +243,21 @@ class Txn:
     otherwise: Sequence[Put | Get | Delete | Txn] = ()
 
     def request(self) -> Any:
+        for name, kinds in (
+            ("when", Condition),
+            ("then", Put | Get | Delete | Txn),
+            ("otherwise", Put | Get | Delete | Txn),
+        ):
+            for each in getattr(self, name):
+                if not isinstance(each, kinds):
+                    raise TypeError(
+                        f"{name} has {each!r}: "
+                        + (
+                            'conditions are like Key("a").value == "x"'
+                            if name == "when"
+                            else "operations are Put, Get, Delete and Txn"
+                        )
+                    )
         return TxnRequest(
             compare=[condition.message() for condition in self.when],
             success=[op.message() for op in self.then],

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from oarlock.client.errors import Compacted, LeaseExpired
 from oarlock.client.lease import Lease
 from oarlock.client.model import Delete, Get, Key, KeyValue, Page, Put, Text, prefix_end, raw
 
@@ -40,21 +41,26 @@ class Claim:
         self.token = found.items[0].create_revision
 
     async def wait(self) -> None:
-        """Until every key that was created before ours is gone."""
+        """Until every key that was created before ours is gone. Raises `LeaseExpired` if ours is gone: somebody has
+        revoked its lease or deleted it, and others do not wait for us."""
         while True:
             before = await self._client.range(
                 self._prefix, range_end=prefix_end(self._prefix), sort_by="create_revision", descending=True, limit=2,
             )  # fmt: skip
             older = [item for item in before.items if item.create_revision < self.token]
-            if not older:
-                everything = await self._client.range(self._prefix, prefix=True, keys_only=True)
-                older = [item for item in everything.items if item.create_revision < self.token]
+            if not older and before.more:
+                before = await self._client.range(self._prefix, prefix=True, keys_only=True)
+                older = [item for item in before.items if item.create_revision < self.token]
                 older.sort(key=lambda item: -item.create_revision)
-                if not older:
-                    return
-                before = everything
-            async with self._client.watch(older[0].key, start_revision=before.revision + 1, puts=False) as gone:
-                await anext(gone)
+            if not older:
+                if not any(item.key == self.key and item.create_revision == self.token for item in before.items):
+                    raise LeaseExpired(f"the key {self.key!r} was deleted while it waited in line: nobody waits for it")
+                return
+            try:
+                async with self._client.watch(older[0].key, start_revision=before.revision + 1, puts=False) as gone:
+                    await anext(gone)
+            except Compacted:
+                pass  # between the two requests: look again
 
     async def leave(self) -> None:
         await self._client.txn(when=[Key(self.key).create_revision == self.token], then=[Delete(self.key)])
@@ -70,16 +76,19 @@ class Lock:
         self._claim: Claim | None = None
         self._lease: Lease | None = None
 
+    def _held(self) -> Claim:
+        if self._claim is None:
+            raise RuntimeError("the lock was not acquired: it is held within `async with`")
+        return self._claim
+
     @property
     def token(self) -> int:
-        assert self._claim is not None, "the lock is not held"
-        return self._claim.token
+        return self._held().token
 
     @property
     def key(self) -> bytes:
         """The key that is ours while the lock is: compare its create revision with `token` in transactions."""
-        assert self._claim is not None, "the lock is not held"
-        return self._claim.key
+        return self._held().key
 
     @property
     def valid(self) -> bool:
@@ -165,6 +174,9 @@ class Election:
             if found.items and (found.items[0].key, found.items[0].mod_revision) != last:
                 last = (found.items[0].key, found.items[0].mod_revision)
                 yield found.items[0]
-            async with self._client.watch(prefix, prefix=True, start_revision=found.revision + 1) as changes:
-                await anext(changes)
+            try:
+                async with self._client.watch(prefix, prefix=True, start_revision=found.revision + 1) as changes:
+                    await anext(changes)
+            except Compacted:
+                pass  # between the two requests: look again
             await asyncio.sleep(0)

@@ -8,12 +8,14 @@ with Client("127.0.0.1:2379") as client:
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import os
 import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from oarlock.client import client as asynchronous
 from oarlock.client.client import TRANSACT_ATTEMPTS
@@ -37,6 +39,9 @@ from oarlock.client.watch import Watch as AsyncWatch
 
 T = TypeVar("T")
 
+CLOSE_S: Final = 2.0
+"""Seconds that what is held at `close` may take to be given back, and the same for what does not end by itself."""
+
 
 class Held(Generic[T]):
     """A context manager of the asynchronous client, entered and left from a thread.
@@ -51,28 +56,36 @@ class Held(Generic[T]):
         self._task: asyncio.Task[None] | None = None
 
     def __enter__(self) -> T:
-        entered: asyncio.Future[T]
-
         async def begin() -> T:
             """The whole life of the manager is one task, as its cancellation needs it to be."""
-            nonlocal entered
+            if self._task is not None:
+                raise RuntimeError("it is held, or was: make another for each `with`")
             loop = asyncio.get_running_loop()
-            entered, self._left = loop.create_future(), loop.create_future()
-            self._task = loop.create_task(self._live(entered, self._left))
-            return await entered
+            entered: asyncio.Future[T] = loop.create_future()
+            self._left = loop.create_future()
+            self._task = task = loop.create_task(self._live(entered, self._left))
+            try:
+                return await asyncio.shield(entered)
+            except asyncio.CancelledError:
+                entered.cancel()
+                task.cancel()  # out of the line, and not into what nobody would leave
+                await asyncio.gather(task, return_exceptions=True)
+                raise
 
         return self._client.run(begin())
 
     async def _live(self, entered: asyncio.Future[T], left: asyncio.Future[None]) -> None:
         try:
             async with self._manager as value:
-                entered.set_result(value)
-                await left
-        except BaseException as error:
-            if not entered.done():
-                entered.set_exception(error)
-                return
-            raise
+                if not entered.done():
+                    entered.set_result(value)
+                    await left
+        except Exception as error:
+            if entered.done():
+                raise
+            entered.set_exception(error)
+        finally:
+            entered.cancel()  # if it did not come so far
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -81,7 +94,7 @@ class Held(Generic[T]):
             assert self._left is not None and self._task is not None
             if not self._left.done():
                 self._left.set_result(None)
-            await self._task
+            await asyncio.shield(self._task)
 
         self._client.run(end())
 
@@ -119,7 +132,8 @@ class Watch:
         self.close()
 
     def close(self) -> None:
-        self._client.run(self._watch.aclose())
+        if not self._client.closed:
+            self._client.run(self._watch.aclose())
 
 
 class Client:
@@ -138,21 +152,16 @@ class Client:
         keepalive: float = 10.0,
         keepalive_timeout: float = 5.0,
     ) -> None:
+        self._pid = os.getpid()
+        self._guard = threading.RLock()  # a signal handler may call while its thread is within
+        self._closing = False
+        self._client = asynchronous.Client(
+            endpoints, user=user, password=password, tls=tls, timeout=timeout, attempt_timeout=attempt_timeout,
+            connect_timeout=connect_timeout, keepalive=keepalive, keepalive_timeout=keepalive_timeout,
+        )  # fmt: skip
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="oarlock client", daemon=True)
         self._thread.start()
-
-        async def make() -> asynchronous.Client:
-            return asynchronous.Client(
-                endpoints, user=user, password=password, tls=tls, timeout=timeout, attempt_timeout=attempt_timeout,
-                connect_timeout=connect_timeout, keepalive=keepalive, keepalive_timeout=keepalive_timeout,
-            )  # fmt: skip
-
-        try:
-            self._client = self.run(make())
-        except BaseException:
-            self._end()
-            raise
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -162,31 +171,60 @@ class Client:
             self._loop.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine of the asynchronous client and wait for it."""
+        """Run a coroutine of the asynchronous client and wait for it. Raises `RuntimeError` once the client is
+        closed, also if that happens meanwhile."""
         if asyncio._get_running_loop() is not None:
             work.close()
             raise RuntimeError(
                 "a blocking call inside a running event loop would stop it: use oarlock.client.Client and await there"
             )
-        if not self._thread.is_alive():
+        if os.getpid() != self._pid:
             work.close()
-            raise RuntimeError("the client is closed, or was made before this process was forked")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            raise RuntimeError("the client was made before this process was forked: make one in each process")
+        with self._guard:
+            if self.closed:
+                work.close()
+                raise RuntimeError("the client is closed: make another")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
+        except concurrent.futures.CancelledError:
+            if self.closed:
+                raise RuntimeError("the client was closed while the call was under way") from None
+            raise
+        except BaseException:
+            future.cancel()  # a KeyboardInterrupt, or what another signal handler raised: nobody waits any more
             raise
 
-    def close(self) -> None:
-        """Close the connection and end the thread. May be called again."""
-        if self._thread.is_alive():
-            self.run(self._client.aclose())
-            self._end()
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing
 
-    def _end(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+    def close(self) -> None:
+        """Leave what is held, close the connection and end the thread. Calls of other threads that are under way
+        raise `RuntimeError`. May be called again, from any thread but the client's own."""
+        if os.getpid() != self._pid or threading.current_thread() is self._thread:
+            return
+        with self._guard:
+            first, self._closing = not self._closing, True
+        if first:
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop)
         self._thread.join()
+
+    async def _end(self) -> None:
+        try:
+            for close in (None, self._client.aclose):  # what is held is given back while there is a connection
+                if close is not None:
+                    await close()
+                others = asyncio.all_tasks() - {asyncio.current_task()}
+                for task in others:
+                    task.cancel()
+                if others:
+                    await asyncio.wait(others, timeout=CLOSE_S)
+            await self._loop.shutdown_asyncgens()
+        finally:
+            self._loop.stop()
 
     def __enter__(self) -> Self:
         return self
