@@ -24,14 +24,17 @@ FILLER = "filler"
 
 
 @contextlib.contextmanager
-def injected(member: MemberProcess, calls: str, error: str, *, paths: list[Path], log: Path) -> Iterator[None]:
-    """Let the member's system calls `calls` on `paths` fail with `error` from now on; needs strace."""
+def injected(
+    member: MemberProcess, calls: str, what: str, *, paths: list[Path], log: Path, only: str = ""
+) -> Iterator[None]:
+    """Tamper with the member's system calls `calls` on `paths` (or with those of them that are in `only`) from now on;
+    needs strace."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed (apt-get install strace)")
     if os.geteuid() != 0:
         pytest.skip("attaching strace to a process that is not our child needs root")
     command = ["strace", "-f", "-qq", "-o", str(log), "-p", str(member.pid), "-e", f"trace={calls}"]
-    command += ["-e", f"inject={calls}:error={error}"]
+    command += ["-e", f"inject={only or calls}:{what}"]
     for path in paths:
         command += ["-P", str(path)]
     tracer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -57,7 +60,9 @@ def log_files(member: MemberProcess) -> list[Path]:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("victim", ["leader", "follower"])
 @pytest.mark.parametrize(
-    "calls", ["fdatasync,fsync", "write,pwrite64,writev,pwritev,pwritev2"], ids=["EIO-on-sync", "EIO-on-write"]
+    "calls",
+    ["io_submit,fdatasync,fsync", "write,pwrite64,writev,pwritev,pwritev2"],
+    ids=["EIO-on-sync", "EIO-on-write"],
 )
 def test_eio_stops_the_member_and_only_it(calls: str, victim: str, tmp_path: Path) -> None:
     with cluster_of(3) as cluster:
@@ -68,7 +73,7 @@ def test_eio_stops_the_member_and_only_it(calls: str, victim: str, tmp_path: Pat
             workload.wait_progress(100)
             # A sync fails whatever its file; a failing write must not hit the sockets, so the files are named.
             paths = [] if "sync" in calls else log_files(failing)
-            with injected(failing, calls, "EIO", paths=paths, log=trace):
+            with injected(failing, calls, "error=EIO", paths=paths, log=trace):
                 code = failing.wait_exit(seconds=60)
             assert code != 0
             if not runs_etcd():
@@ -78,6 +83,34 @@ def test_eio_stops_the_member_and_only_it(calls: str, victim: str, tmp_path: Pat
                     failures = [line for line in trace.read_text().splitlines() if "INJECTED" in line]
                     files = {line.split("(", 1)[1].split(")", 1)[0] for line in failures}
                     assert len(failures) == len(files), f"a failed sync was tried again: {failures}"
+            workload.wait_progress(100)
+            failing.start()
+            failing.wait_ready()
+            workload.wait_progress(100)
+        rows = assert_all_equal(cluster)
+    assert_nothing_lost(rows, workload)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_eio_of_a_sync_that_the_kernel_does_by_itself_stops_the_member(tmp_path: Path) -> None:
+    """The end of the sync says EIO: what io_getevents(2) wrote is overwritten, in the fields of struct io_event."""
+    with cluster_of(3) as cluster:
+        if runs_etcd():
+            pytest.skip("etcd's syncs are system calls that wait")
+        failing = find_leader(cluster)
+        trace = tmp_path / "trace"
+        with Workload(cluster.endpoints, clients=4) as workload:
+            workload.wait_progress(100)
+            event = "poke_exit=@arg4=" + bytes(16).hex() + (-5).to_bytes(8, "little", signed=True).hex()
+            calls = "io_getevents,io_submit,fdatasync,fsync"
+            with injected(failing, calls, event, paths=[], log=trace, only="io_getevents"):
+                code = failing.wait_exit(seconds=60)
+            assert code == Exit.STORAGE, f"ended with {code}\n{failing.log_tail()}"
+            assert "input/output error" in failing.log().lower(), failing.log_tail()
+            seen = trace.read_text()
+            after = seen[seen.index("INJECTED") :] if "INJECTED" in seen else ""
+            assert after and "io_submit" not in after and "fdatasync" not in after, f"tried again: {seen[-3000:]}"
             workload.wait_progress(100)
             failing.start()
             failing.wait_ready()

@@ -296,6 +296,13 @@ class FailingFile:
             raise SyncFailed("fdatasync: Input/output error", path=self._file.path)
         self._file.datasync()
 
+    def begin_datasync(self, kernel: Any) -> bool:
+        return not self._disk.failing and self._file.begin_datasync(kernel)
+
+    def end_datasync(self, code: int) -> None:
+        self._file.end_datasync(5 if self._disk.failing else code)
+        self._disk.syncs_after += self._disk.failing
+
 
 def test_a_failed_fdatasync_halts_the_member_and_is_not_tried_again(tmp_path: Path) -> None:
     async def test() -> None:

@@ -89,7 +89,7 @@ def node_options(config: ServerConfig) -> NodeOptions:
         election_ms=config.election_timeout,
         pre_vote=config.pre_vote,
         lease_reads=config.read_mode == "lease",
-        inline_sync=config.inline_sync,
+        log_sync=config.log_sync,
         limits=MemberLimits(snapshot_entries=config.snapshot_count),
         tls=peer_tls(config),
     )

@@ -484,13 +484,13 @@ class ServerConfig:
         section="process",
         choices=("auto", "own", "ngh2", "h2"),
     )
-    inline_sync: bool = _option(
-        BOOL,
-        False,
-        "A follower waits for its disk on the event loop's thread while syncs are quick (0.5 ms on average, none of "
-        "5 ms lately). A leader never does.",
+    log_sync: str = _option(
+        TEXT,
+        "auto",
+        "Who syncs the log: `auto` is the kernel by itself where it can (Linux), `thread` always a thread.",
         etcd=False,
         section="process",
+        choices=("auto", "thread"),
     )
     uvloop: bool = _option(
         BOOL,

@@ -23,6 +23,7 @@ from oarlock.errors import ConfigurationError, StorageError, WrongDirectory
 from oarlock.machines.base import Machine
 from oarlock.node.ids import cluster_id_of, member_id_of
 from oarlock.node.joining import JOIN_S, Joined, join
+from oarlock.node.kernel_sync import KernelSync
 from oarlock.node.replica.directory import decode_record, encode_record
 from oarlock.node.replica.member import Member, MemberLimits
 from oarlock.node.runtime import GROUP, Node
@@ -71,7 +72,7 @@ class NodeOptions:
     election_ms: int = 1000
     pre_vote: bool = True
     lease_reads: bool = False
-    inline_sync: bool = False
+    log_sync: str = "auto"  # or "thread": never the kernel by itself
     limits: MemberLimits = field(default_factory=MemberLimits)
     transport_limits: TransportLimits = field(default_factory=TransportLimits)
     tls: PeerTls | None = None
@@ -323,7 +324,7 @@ async def start_node(options: NodeOptions, machine_factory: MachineFactory) -> N
             snapshots=snapshots,
             make_transport=partial(Transport, tls=options.tls, limits=options.transport_limits),
             listen_urls=options.listen_peer_urls,
-            inline_sync=options.inline_sync,
+            kernel_sync=_kernel_sync(options),
         )
         await node.start()
     except BaseException:
@@ -340,3 +341,13 @@ async def start_node(options: NodeOptions, machine_factory: MachineFactory) -> N
         member.raft.log.last_index, ",".join(node.listening),
     )  # fmt: skip
     return node
+
+
+def _kernel_sync(options: NodeOptions) -> KernelSync | None:
+    if options.log_sync == "thread":
+        return None
+    try:
+        return KernelSync()
+    except OSError as error:
+        log.info('the log is synced by a thread reason="%s"', error)
+        return None

@@ -55,7 +55,7 @@ class NodeMetrics:
 
     __slots__ = (
         "apply_failures", "disk_sick", "events", "fsync", "leader_changes", "messages_received", "messages_sent",
-        "messages_unroutable", "persists", "persists_inline", "proposals", "proposals_completed", "proposals_failed",
+        "messages_unroutable", "persists", "persists_by_kernel", "proposals", "proposals_completed", "proposals_failed",
         "proposals_overloaded", "reads", "reads_failed", "snapshots_loaded", "snapshots_received", "snapshots_sent",
         "snapshots_written", "stalls", "turn", "turns",
     )  # fmt: skip
@@ -75,7 +75,7 @@ class NodeMetrics:
         self.messages_received = 0
         self.messages_unroutable = 0  # of a group that is not here
         self.persists = 0
-        self.persists_inline = 0  # turns whose writes were synced on the loop's thread
+        self.persists_by_kernel = 0  # syncs that the kernel did by itself
         self.fsync = Histogram(FSYNC_SECONDS)
         self.disk_sick = 0  # 1 while it is
         self.leader_changes = 0

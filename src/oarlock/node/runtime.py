@@ -27,6 +27,7 @@ from oarlock.errors import (
     StorageError,
 )
 from oarlock.machines.base import Checkpoint, Machine
+from oarlock.node.log_writer import Kernel, LogWriter
 from oarlock.node.metrics import NodeMetrics, quantile
 from oarlock.node.replica import events as ev
 from oarlock.node.replica.batch import COMMAND_BYTES_MAX
@@ -36,14 +37,7 @@ from oarlock.node.replica.member import NEVER, Member, MemberStatus
 from oarlock.node.replica.reconfigure import MemberChange
 from oarlock.node.replica.sessions import plain
 from oarlock.node.snapshot_files import SnapshotFiles
-from oarlock.node.threads import (
-    INLINE_BYTES_MAX,
-    INLINE_OVERHEAD_BYTES,
-    Log,
-    LogThread,
-    QuickDisk,
-    Worker,
-)
+from oarlock.node.threads import Log, Worker
 from oarlock.raft.events import (
     ChunkWritten,
     ConfigChange,
@@ -156,9 +150,10 @@ class Node:
         make_transport: MakeTransport,
         listen_urls: Sequence[str],
         clock: Callable[[], int] = time.monotonic_ns,
-        inline_sync: bool = False,
+        kernel_sync: Kernel | None = None,
     ) -> None:
-        """`inline_sync`: a follower syncs on the loop's thread while it is quick (docs: life-of-a-write.md)"""
+        """`kernel_sync`: what has the kernel sync the log (docs: life-of-a-write.md); the node closes it. Without it, a
+        thread does."""
         self.member = member
         self.identity = identity
         self.name = identity.name
@@ -173,10 +168,8 @@ class Node:
         self._snapshots = snapshots
         self._listen_urls = list(listen_urls)
         self._clock = clock
-        self._log_thread = LogThread(wal, GROUP, self.loop, self._synced, self._log_failed)
+        self._log_writer = LogWriter(wal, GROUP, self.loop, self._synced, self._log_failed, kernel_sync)
         self._worker = Worker(self.loop)
-        self._inline_sync = inline_sync
-        self._disk = QuickDisk()
         self.transport: Peers = make_transport(
             identity,
             on_messages=self._messages,
@@ -195,7 +188,7 @@ class Node:
         self._hops = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
-        self._persists: list[Persist] = []  # of this turn, not yet with the log's thread
+        self._persists: list[Persist] = []  # of this turn, not yet with the log
         self._releases: deque[tuple[int, tuple[Send, ...]]] = deque()
         self._marks: deque[int] = deque()  # tickets of persists with a snapshot mark
         self._segments = wal.segment_count
@@ -231,7 +224,7 @@ class Node:
         self.listening = await self.transport.listen(self._listen_urls)
         self._started = True
         self._set_peers(self.member.raft.configuration.members)
-        self._log_thread.start()
+        self._log_writer.start()
         self._worker.start()
         self._worker.submit(self._wal.prepare_next, self._prepared)
         self._disk_timer = self.loop.call_later(DISK_WINDOW_S, self._watch_disk)
@@ -261,10 +254,10 @@ class Node:
         self._answer_everybody(Stopped("the member is stopping"))
         self._run_flushes()
         if self._started:
-            self._log_thread.stop()
-            await self._log_thread.ended
-            self._log_thread.join()
+            self._log_writer.stop()
+            await self._log_writer.ended
             self.transport.flush()
+        self._log_writer.close()
         await self.transport.close()
         if self._started:
             self._worker.submit(self._snapshots.close, lambda result, error: None)
@@ -630,8 +623,8 @@ class Node:
 
     def _synced(self, ticket: int, seconds: float) -> None:
         self.metrics.persists += 1
+        self.metrics.persists_by_kernel = self._log_writer.kernel_syncs
         self.metrics.fsync.add(seconds)
-        self._disk.observe(seconds, time.monotonic())
         if self.halted.done():
             return
         send = self.transport.send
@@ -720,9 +713,7 @@ class Node:
                 # for should be on its way by then.
                 self._run_flushes()
                 persists, self._persists = self._persists, []
-                if not (self._may_sync_inline(persists) and self._sync_inline(persists)):
-                    for persist in persists:
-                        self._log_thread.put(persist)
+                self._log_writer.put(persists)
         except Exception as error:  # a bug, of ours or of the state machine: the member stops here (house rule)
             metrics.apply_failures += 1
             log.exception("turn failed node=%x group=%d term=%d", self.member_id, GROUP, self.member.raft.current_term)
@@ -737,29 +728,6 @@ class Node:
         self._arm(end)
         if self._drained is not None and not self._waiters and not self._drained.done():
             self._drained.set_result(None)
-
-    def _may_sync_inline(self, persists: Sequence[Persist]) -> bool:
-        """Whether to wait for the disk here. Never as a leader: its heartbeats wait for no disk. Nor without a leader,
-        for a snapshot's mark, for much, or where a new segment must begin."""
-        raft = self.member.raft
-        if not self._inline_sync or raft.is_leader or not raft.leader_id or not self._disk.is_quick(time.monotonic()):
-            return False
-        size = 0
-        for persist in persists:
-            if persist.snapshot is not None:
-                return False
-            size += INLINE_OVERHEAD_BYTES
-            for entry in persist.entries:
-                size += INLINE_OVERHEAD_BYTES + len(entry.payload)
-        return size <= INLINE_BYTES_MAX and size <= self._wal.room
-
-    def _sync_inline(self, persists: Sequence[Persist]) -> bool:
-        """`LogThread.sync_now`; what it released is on its way when this returns."""
-        if not self._log_thread.sync_now(persists):
-            return False
-        self.metrics.persists_inline += 1
-        self.transport.flush()
-        return True
 
     def _run_flushes(self) -> None:
         while self._flushes:
@@ -1005,7 +973,7 @@ class Node:
         counts = self.metrics.fsync.counts
         window = [new - old for new, old in zip(counts, self._disk_counts, strict=True)]
         self._disk_counts = list(counts)
-        began = self._log_thread.sync_began
+        began = self._log_writer.sync_began
         stuck = began != 0.0 and time.monotonic() - began > limit
         if stuck or quantile(self.metrics.fsync.bounds, window, 0.99) > limit:
             self._disk_bad, self._disk_good = self._disk_bad + 1, 0

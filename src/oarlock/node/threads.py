@@ -15,16 +15,10 @@ from typing import Any, Final, Protocol
 
 from oarlock.raft.events import Persist
 from oarlock.raft.types import Entry, GroupId, HardState, Index, SnapshotMeta
+from oarlock.storage.disk import KernelSyncs
 
 IDLE_S: Final = 0.02  # the log notes how far it was synced when nothing came for so long ...
 UNNOTED_SYNCS_MAX: Final = 256  # ... or after so many syncs
-
-INLINE_BYTES_MAX: Final = 64 * 1024  # a larger batch is synced by the thread, however quick the disk is
-INLINE_OVERHEAD_BYTES: Final = 256  # of an entry or a hard state in the log, at most
-INLINE_AVERAGE_S: Final = 0.0005  # syncs are quick while they take less, on average ...
-INLINE_SLOW_S: Final = 0.005  # ... and none took so long ...
-INLINE_PAUSE_S: Final = 1.0  # ... within this time
-INLINE_PAUSE_S_MAX: Final = 60.0  # which doubles with each slow one that follows, up to this
 
 
 class Log(Protocol):
@@ -41,6 +35,10 @@ class Log(Protocol):
     ) -> None: ...
 
     def sync(self, *, note: bool = True) -> None: ...
+
+    def begin_sync(self, kernel: KernelSyncs) -> bool: ...
+
+    def end_sync(self, code: int) -> None: ...
 
     def note_synced(self) -> None: ...
 
@@ -67,38 +65,11 @@ def post(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *argu
             raise
 
 
-class QuickDisk:
-    """Whether the disk has been so quick that to wait for it costs less than to have another thread wait for it.
-
-    Two threads hand a sync to each other for about as much time as a good disk needs for it. But whoever syncs on the
-    loop's thread does nothing else until the disk is done, so one sync that is not quick ends it at once.
-    """
-
-    __slots__ = ("_average_s", "_not_before", "_pause_s")
-
-    def __init__(self) -> None:
-        self._average_s = INLINE_AVERAGE_S  # nothing is known of it yet, so the first syncs are the thread's
-        self._not_before = 0.0
-        self._pause_s = INLINE_PAUSE_S
-
-    def observe(self, seconds: float, now: float) -> None:
-        """One sync took `seconds`, and ended at `now` (`time.monotonic()`)."""
-        self._average_s += (seconds - self._average_s) / 8
-        if seconds >= INLINE_SLOW_S:
-            if now < self._not_before + self._pause_s:
-                self._pause_s = min(2 * self._pause_s, INLINE_PAUSE_S_MAX)
-            else:
-                self._pause_s = INLINE_PAUSE_S
-            self._not_before = now + self._pause_s
-
-    def is_quick(self, now: float) -> bool:
-        return self._average_s < INLINE_AVERAGE_S and now >= self._not_before
-
-
 class LogThread:
     """Appends and syncs. What is handed over while a sync runs forms the next one: group commit.
 
     `on_synced(ticket, seconds)` says that everything up to `ticket` is durable; `on_error(error)` is the last call.
+    `using` is held by whoever is at the log.
     """
 
     def __init__(
@@ -115,10 +86,8 @@ class LogThread:
         self._on_synced = on_synced
         self._on_error = on_error
         self._queue: SimpleQueue[Persist | None] = SimpleQueue()
-        self._using = threading.Lock()  # held by whoever is at the log
         self._put_last = self._synced_last = 0  # tickets; the loop's thread alone looks at them
-        self._unnoted_inline = 0
-        self._failed = False
+        self.using = threading.Lock()
         self.sync_began = 0.0
         """`time.monotonic()` when the sync under way began; 0.0 while there is none. Read by the loop's thread."""
         self.ended: asyncio.Future[None] = loop.create_future()
@@ -131,52 +100,10 @@ class LogThread:
         self._put_last = persist.ticket
         self._queue.put(persist)
 
-    def sync_now(self, persists: Sequence[Persist]) -> bool:
-        """Sync on the caller's thread, the loop's. False, and nothing was done, if the log is in use or something
-        waits for the thread, which must come first. Whatever goes wrong is told to `on_error`, the last call."""
-        if self._failed or self._put_last != self._synced_last or not self._using.acquire(blocking=False):
-            return False
-        log, group = self._log, self._group
-        try:
-            began = time.monotonic()
-            for item in persists:
-                log.append(group, item.hard_state, item.entries, snapshot=item.snapshot, reset_log=item.reset_log)
-            log.sync(note=False)
-            seconds = time.monotonic() - began
-            self._unnoted_inline += 1
-            if self._unnoted_inline == 1:
-                self._loop.call_later(IDLE_S, self._note_inline, 0)
-            elif self._unnoted_inline > UNNOTED_SYNCS_MAX:
-                log.note_synced()
-                self._unnoted_inline = 1  # the timer runs
-        except BaseException as error:  # as in `_run`
-            self._failed = True
-            self._on_error(error)
-            return True
-        finally:
-            self._using.release()
-        self._on_synced(persists[-1].ticket, seconds)
-        return True
-
-    def _note_inline(self, before: int) -> None:
-        """Nothing came for a while: note how far the log is synced. `before` is what was unnoted at the last look."""
-        if self.ended.done() or not self._unnoted_inline or self._failed:
-            return
-        if self._unnoted_inline != before or not self._using.acquire(blocking=False):
-            self._loop.call_later(IDLE_S, self._note_inline, self._unnoted_inline)
-            return
-        try:
-            self._log.note_synced()
-            self._unnoted_inline = 0
-        except BaseException as error:  # as in `_run`
-            self._failed = True
-            self._on_error(error)
-        finally:
-            self._using.release()
-
-    def _done(self, ticket: int, seconds: float) -> None:
-        self._synced_last = ticket
-        self._on_synced(ticket, seconds)
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was put is durable and reported."""
+        return self._put_last == self._synced_last
 
     def stop(self) -> None:
         """Sync what was put, then end; `ended` is done then."""
@@ -187,6 +114,10 @@ class LogThread:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def _done(self, ticket: int, seconds: float) -> None:
+        self._synced_last = ticket
+        self._on_synced(ticket, seconds)
+
     def _run(self) -> None:
         queue = self._queue
         log, group = self._log, self._group
@@ -195,18 +126,18 @@ class LogThread:
             unnoted = 0
             while more:
                 if unnoted >= UNNOTED_SYNCS_MAX:
-                    with self._using:
+                    with self.using:
                         log.note_synced()
                     unnoted = 0
                 try:
                     item = queue.get(timeout=IDLE_S if unnoted else None)
                 except Empty:
-                    with self._using:
+                    with self.using:
                         log.note_synced()
                     unnoted = 0
                     continue
                 last: Persist | None = None
-                with self._using:
+                with self.using:
                     while True:
                         if item is None:
                             more = False

@@ -19,6 +19,13 @@ SECTOR_BYTES = 512
 """The unit in which a disk is believed to write: after a power loss each sector is decided on its own."""
 
 
+class KernelSyncs(Protocol):
+    """Whoever syncs descriptors while we do other things: `KernelSync`."""
+
+    def begin(self, fd: int) -> None:
+        """Raises `OSError` if it cannot; then nothing was begun."""
+
+
 class File(Protocol):
     """An open file. Offsets and sizes are bytes."""
 
@@ -43,6 +50,13 @@ class File(Protocol):
 
     def datasync(self) -> None:
         """Make contents and size durable. On `SyncFailed` the file is unusable; it must never be tried again."""
+
+    def begin_datasync(self, kernel: KernelSyncs) -> bool:
+        """Have `kernel` begin what `datasync` does; `end_datasync` is called when it has ended, and nothing else until
+        then. False if it takes no sync now: nothing was begun."""
+
+    def end_datasync(self, code: int) -> None:
+        """The sync that was begun has ended, with 0 or with an `errno`. Raises what `datasync` would have raised."""
 
     def close(self) -> None:
         """Give the file back. Does not sync. Closing twice is allowed."""

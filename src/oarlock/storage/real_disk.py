@@ -9,7 +9,7 @@ import stat
 from collections.abc import Sequence
 
 from oarlock.errors import DirectoryInUse, DiskFull, StorageError, SyncFailed
-from oarlock.storage.disk import Bytes, parent_of
+from oarlock.storage.disk import Bytes, KernelSyncs, parent_of
 
 IOV_MAX = 1024  # Linux's limit of buffers for one pwritev
 ZERO_BLOCK = bytes(1 << 20)
@@ -103,13 +103,28 @@ class RealFile:
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            self._failed = True
-            raise SyncFailed(
-                f"cannot sync {self._path}: {error.strerror or error}; what was written since the last sync may be "
-                "lost, "
-                "so the member stops. Look at the kernel's log, replace the device if it fails, then start again",
-                path=self._path,
-            ) from error
+            raise self._sync_failed(error) from error
+
+    def _sync_failed(self, error: OSError) -> SyncFailed:
+        self._failed = True
+        return SyncFailed(
+            f"cannot sync {self._path}: {error.strerror or error}; what was written since the last sync may be lost, "
+            "so the member stops. Look at the kernel's log, replace the device if it fails, then start again",
+            path=self._path,
+        )
+
+    def begin_datasync(self, kernel: KernelSyncs) -> bool:
+        self._usable()
+        try:
+            kernel.begin(self._fd)
+        except OSError:  # it has no memory or no right for it: whoever asked waits for `datasync` instead
+            return False
+        return True
+
+    def end_datasync(self, code: int) -> None:
+        self._usable()
+        if code:
+            raise self._sync_failed(OSError(code, os.strerror(code)))
 
     def close(self) -> None:
         if self._fd < 0:

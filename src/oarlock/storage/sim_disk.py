@@ -25,7 +25,7 @@ from random import Random
 from typing import Final, Literal, TypeAlias
 
 from oarlock.errors import DirectoryInUse, DiskFull, StorageError, SyncFailed
-from oarlock.storage.disk import SECTOR_BYTES, Bytes, parent_of
+from oarlock.storage.disk import SECTOR_BYTES, Bytes, KernelSyncs, parent_of
 
 Operation: TypeAlias = Literal["write", "read", "sync", "sync_dir", "create", "rename", "unlink", "truncate", "mkdir"]
 CHANGES: Final = frozenset({"write", "sync", "sync_dir", "create", "rename", "unlink", "truncate", "mkdir"})
@@ -164,6 +164,19 @@ class SimFile:
             inode.previous[sector] = bytes(inode.durable[start:end])
             inode.durable[start:end] = inode.volatile[start:end]
         inode.dirty.clear()
+
+    def begin_datasync(self, kernel: KernelSyncs) -> bool:
+        """Nothing is durable before the end: the worst that a kernel may do."""
+        self._usable(write=True)
+        return True
+
+    def end_datasync(self, code: int) -> None:
+        if code:
+            self._failed = True
+            self._inode.dirty.clear()
+            self._inode.size_dirty = False
+            raise SyncFailed(f"cannot sync {self._path}: error {code}", path=self._path)
+        self.datasync()
 
     def close(self) -> None:
         self._open = False

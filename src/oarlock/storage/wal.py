@@ -18,7 +18,7 @@ from typing import Final
 
 from oarlock.errors import ConfigurationError, Corrupt, DiskFull, Overloaded, StorageError
 from oarlock.raft.types import Entry, GroupId, HardState, Index, SnapshotMeta, Term
-from oarlock.storage.disk import SECTOR_BYTES, Disk, File, Lock, aligned
+from oarlock.storage.disk import SECTOR_BYTES, Disk, File, KernelSyncs, Lock, aligned
 from oarlock.storage.records import (
     CUT,
     ENTRY,
@@ -146,6 +146,7 @@ class WriteAheadLog:
         self._buffered = 0
         self._records = 0
         self._new_marks: dict[GroupId, Index] = {}  # of the batch that is being made
+        self._begun = False  # the batch is written, and somebody else has it synced
         self._watermark: File | None = None
         # shared
         self._marks: dict[GroupId, Index] = {}  # durable snapshot marks
@@ -358,23 +359,59 @@ class WriteAheadLog:
         damage to this very batch, if it is the last one, would pass for a torn tail.
         """
         self._usable()
-        if not self._pending:
-            return
         try:
-            for _ in range(len(self._pending)):
-                self._encode(self._pending.popleft())
-            self._commit()
-            if note:
-                self._write_watermark()
-        except DiskFull as full:
+            if self._begun:
+                # sometimes: a sync that was begun is ended by waiting for it
+                self._file.datasync()
+                self._end_batch()
+            if self._pending:
+                self._encode_pending()
+                self._commit()
+                if note:
+                    self._write_watermark()
+        except BaseException as error:
+            self._dead(error)
+            raise
+
+    def begin_sync(self, kernel: KernelSyncs) -> bool:
+        """`sync(note=False)` in two halves: write everything appended so far and have `kernel` sync it; `end_sync` is
+        due when it has. Needs something appended and `room` for it, as a new segment cannot be begun without waiting.
+
+        False if the kernel takes no sync now: it is then `sync` that makes durable what was written. On any other error
+        the log is dead.
+        """
+        self._usable()
+        assert self._pending and not self._begun, "one sync at a time"
+        try:
+            self._encode_pending()
+            self._write_batch()
+            self._begun = True
+            return self._file.begin_datasync(kernel)
+        except BaseException as error:
+            self._dead(error)
+            raise
+
+    def end_sync(self, code: int) -> None:
+        """The sync that was begun has ended, with 0 or with an `errno`; with an error the log is dead."""
+        self._usable()
+        assert self._begun, "no sync was begun"
+        try:
+            self._file.end_datasync(code)
+            self._end_batch()
+        except BaseException as error:
+            self._dead(error)
+            raise
+
+    def _dead(self, error: BaseException) -> None:
+        self._failed = error
+        if isinstance(error, DiskFull):
             # What is durable stays so, and must be known to be: on a full disk a start could not copy the tail.
             # sometimes: the disk is full in the middle of a batch
-            self._failed = full
             self._write_watermark()
-            raise
-        except BaseException as error:
-            self._failed = error
-            raise
+
+    def _encode_pending(self) -> None:
+        for _ in range(len(self._pending)):
+            self._encode(self._pending.popleft())
 
     def _encode(self, item: _Item) -> None:
         group = item.group
@@ -437,6 +474,11 @@ class WriteAheadLog:
 
     def _commit(self) -> None:
         """End the batch, write it, and wait until it is durable."""
+        self._write_batch()
+        self._file.datasync()
+        self._end_batch()
+
+    def _write_batch(self) -> None:
         header, self._chain = pack_record(
             self._salt,
             self._chain,
@@ -451,7 +493,10 @@ class WriteAheadLog:
         )
         self._buffers.append(header)
         self._file.pwrite(self._position, self._buffers)
-        self._file.datasync()
+
+    def _end_batch(self) -> None:
+        """What was written is durable."""
+        self._begun = False
         size = self._buffered + HEADER_BYTES
         self._batch += 1
         self._position += aligned(size)

@@ -18,10 +18,9 @@ from oarlock.node.replica import Member, MemberLimits
 from oarlock.node.replica.directory import encode_record
 from oarlock.node.runtime import DISK_WINDOWS_SICK, Node
 from oarlock.node.snapshot_files import SnapshotFiles
-from oarlock.node.threads import INLINE_BYTES_MAX, INLINE_SLOW_S, QuickDisk
 from oarlock.raft.config import RaftConfig
-from oarlock.raft.messages import AppendEntries, AppendEntriesReply, Heartbeat, RequestVote, RequestVoteReply
-from oarlock.raft.types import Configuration, Entry, EntryKind, HardState, MemberInfo, SnapshotMeta
+from oarlock.raft.messages import Heartbeat, RequestVote, RequestVoteReply
+from oarlock.raft.types import Configuration, HardState, MemberInfo, SnapshotMeta
 from oarlock.transport.handshake import Hello, LocalIdentity, PeerAddress
 
 MS = 1_000_000
@@ -105,7 +104,7 @@ class FakePeers:
 class Bench:
     """One node of three, with a clock that tests may push."""
 
-    def __init__(self, voters: Sequence[int] = (1, 2, 3), *, inline_sync: bool = False) -> None:
+    def __init__(self, voters: Sequence[int] = (1, 2, 3), *, kernel_sync: Any = None) -> None:
         self.log = FakeLog()
         self.ahead = 0
         infos = [MemberInfo(id=i, context=encode_record(f"m{i}", [f"http://p{i}:1"])) for i in voters]
@@ -123,7 +122,7 @@ class Bench:
 
         self.node = Node(
             member, identity=LocalIdentity(1, 1, 1, "m1"), wal=self.log, snapshots=NoFiles(),
-            make_transport=FakePeers, listen_urls=["http://p1:1"], clock=self.clock, inline_sync=inline_sync,
+            make_transport=FakePeers, listen_urls=["http://p1:1"], clock=self.clock, kernel_sync=kernel_sync,
         )  # fmt: skip
         peers = self.node.transport
         assert isinstance(peers, FakePeers)
@@ -141,12 +140,12 @@ class Bench:
 
 
 def run(
-    test: Callable[[Bench], Awaitable[None]], voters: Sequence[int] = (1, 2, 3), *, inline_sync: bool = False
+    test: Callable[[Bench], Awaitable[None]], voters: Sequence[int] = (1, 2, 3), *, kernel_sync: Any = None
 ) -> None:
     threads = threading.active_count()
 
     async def main() -> None:
-        bench = Bench(voters, inline_sync=inline_sync)
+        bench = Bench(voters, kernel_sync=kernel_sync)
         try:
             await bench.node.start()
             await asyncio.wait_for(test(bench), 30)
@@ -275,10 +274,10 @@ def test_a_sync_that_does_not_return_makes_the_disk_sick() -> None:
     async def test(bench: Bench) -> None:
         bench.log.gate.clear()
         bench.vote()
-        await until(lambda: bench.node._log_thread.sync_began)
+        await until(lambda: bench.node._log_writer.sync_began)
         bench.node._watch_disk()
         assert bench.node._disk_bad == 0
-        bench.node._log_thread.sync_began -= 0.6
+        bench.node._log_writer._thread.sync_began -= 0.6
         for _ in range(DISK_WINDOWS_SICK):
             bench.node._watch_disk()
         assert bench.node.metrics.disk_sick
@@ -298,7 +297,7 @@ def test_heartbeats_do_not_wait_for_the_disk() -> None:
         await until(lambda: node.is_leader)
         bench.log.gate.clear()
         node.propose(b"x", lambda result: None)
-        await until(lambda: bench.node._log_thread.sync_began)
+        await until(lambda: bench.node._log_writer.sync_began)
         peers.sent.clear()
         await until(lambda: len(peers.of(Heartbeat)) >= 4)
         assert not bench.machine.commands
@@ -332,130 +331,3 @@ def test_members_that_were_removed_are_not_let_in_and_strangers_are() -> None:
         assert [(p.id, p.name, p.urls) for p in bench.peers.peers][1] == (2, "m2", ("http://p2:1",))
 
     run(test)
-
-
-# ---------------------------------------------------------------- syncs on the loop's thread
-
-
-def entries_of(bench: Bench, index: int, payload: bytes = b"x") -> None:
-    """Member 2 leads and sends the entry at `index`."""
-    bench.peers.receive(
-        2,
-        AppendEntries(
-            term=1, prev_log_index=index - 1, prev_log_term=min(index - 1, 1), commit_index=0,
-            entries=(Entry(1, index, EntryKind.NOOP if not payload else EntryKind.NORMAL, payload),),
-        ),
-    )  # fmt: skip
-
-
-def calm(bench: Bench) -> None:
-    """A disk of which only good is known."""
-    for _ in range(40):
-        bench.node._disk.observe(0.0001, time.monotonic())
-
-
-def test_a_follower_with_a_quick_disk_syncs_on_the_loops_thread_and_notes_it_when_nothing_comes() -> None:
-    async def test(bench: Bench) -> None:
-        entries_of(bench, 1)
-        await until(lambda: len(bench.peers.of(AppendEntriesReply)) == 1)
-        assert bench.log.synced_by[0] != threading.get_ident(), "nothing is known of this disk yet"
-        calm(bench)
-        notes = bench.log.notes
-        entries_of(bench, 2)
-        await until(lambda: len(bench.peers.of(AppendEntriesReply)) == 2)
-        assert bench.log.synced_by[-1] == threading.get_ident()
-        assert bench.node.metrics.persists_inline == 1
-        await until(lambda: bench.log.notes > notes)
-
-    run(test, inline_sync=True)
-
-
-def test_one_slow_sync_gives_the_log_back_to_its_thread() -> None:
-    async def test(bench: Bench) -> None:
-        calm(bench)
-        bench.node._disk.observe(INLINE_SLOW_S, time.monotonic())
-        entries_of(bench, 1)
-        await until(lambda: bench.peers.of(AppendEntriesReply))
-        assert threading.get_ident() not in bench.log.synced_by
-
-    run(test, inline_sync=True)
-
-
-def test_what_waits_for_the_thread_comes_first() -> None:
-    """Else the log would have the later entries before the earlier ones."""
-
-    async def test(bench: Bench) -> None:
-        bench.log.gate.clear()
-        entries_of(bench, 1)
-        await until(lambda: bench.log.appended)  # the thread waits for the disk with it
-        calm(bench)
-        entries_of(bench, 2)
-        await asyncio.sleep(0.02)
-        assert len(bench.log.appended) == 1 and not bench.peers.of(AppendEntriesReply)
-        bench.log.gate.set()
-        await until(lambda: len(bench.peers.of(AppendEntriesReply)) == 2)
-        assert threading.get_ident() not in bench.log.synced_by
-
-    run(test, inline_sync=True)
-
-
-def test_a_leader_does_not_wait_for_its_disk() -> None:
-    async def test(bench: Bench) -> None:
-        await until(lambda: bench.node.is_leader)
-        calm(bench)
-        bench.log.gate.clear()
-        bench.node.propose(b"x", lambda result: None)
-        await asyncio.sleep(0.05)  # the loop runs although no sync returns
-        bench.log.gate.set()
-        await until(lambda: len(bench.log.appended) >= 3 and sum(bench.log.syncs) == len(bench.log.appended))
-        assert threading.get_ident() not in bench.log.synced_by
-
-    run(test, (1,), inline_sync=True)
-
-
-@pytest.mark.parametrize("what", ["large", "no room"])
-def test_a_batch_that_would_take_long_goes_to_the_thread(what: str) -> None:
-    async def test(bench: Bench) -> None:
-        calm(bench)
-        bench.log.room = 100 if what == "no room" else 1 << 30
-        entries_of(bench, 1, bytes(INLINE_BYTES_MAX) if what == "large" else b"x")
-        await until(lambda: bench.peers.of(AppendEntriesReply))
-        assert threading.get_ident() not in bench.log.synced_by
-
-    run(test, inline_sync=True)
-
-
-def test_a_sync_on_the_loops_thread_that_fails_halts_the_member_and_is_not_tried_again() -> None:
-    async def test(bench: Bench) -> None:
-        calm(bench)
-        bench.log.error = SyncFailed("EIO")
-        entries_of(bench, 1)
-        assert isinstance(await bench.node.halted, SyncFailed)
-        bench.log.error = None
-        entries_of(bench, 2)
-        await asyncio.sleep(0.02)
-        assert not bench.peers.of(AppendEntriesReply) and not bench.log.syncs and len(bench.log.appended) == 1
-
-    run(test, inline_sync=True)
-
-
-def test_a_disk_that_is_slow_again_and_again_is_left_alone_for_longer_and_longer() -> None:
-    disk = QuickDisk()
-    for _ in range(40):
-        disk.observe(0.0001, 0.0)
-    assert disk.is_quick(0.0)
-    disk.observe(INLINE_SLOW_S, 10.0)
-    for _ in range(40):
-        disk.observe(0.0001, 10.1)
-    assert not disk.is_quick(10.9) and disk.is_quick(11.0)
-    disk.observe(INLINE_SLOW_S, 11.5)
-    for _ in range(40):
-        disk.observe(0.0001, 11.6)
-    assert not disk.is_quick(13.4) and disk.is_quick(13.5)
-    disk.observe(INLINE_SLOW_S, 100.0)
-    for _ in range(40):
-        disk.observe(0.0001, 100.1)
-    assert disk.is_quick(101.0), "a long time without one forgives"
-    for _ in range(8):
-        disk.observe(0.001, 101.0)
-    assert not disk.is_quick(101.0), "the average counts, too"

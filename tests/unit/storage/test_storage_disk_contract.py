@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import select
 from pathlib import Path
 
 import pytest
 
-from oarlock.errors import DirectoryInUse, StorageError
+from oarlock.errors import DirectoryInUse, StorageError, SyncFailed
+from oarlock.node.kernel_sync import KernelSync
 from oarlock.storage.disk import Disk
 from oarlock.storage.real_disk import IOV_MAX, RealDisk
 from oarlock.storage.sim_disk import SimDisk
@@ -147,3 +150,37 @@ def test_a_closed_file_refuses(place: tuple[Disk, str]) -> None:
     with pytest.raises(StorageError):
         reader.pwrite(0, b"x")
     reader.close()
+
+
+def test_a_sync_in_two_halves(place: tuple[Disk, str]) -> None:
+    disk, root = place
+    file = disk.create(f"{root}/a")
+    file.pwrite(0, b"hello")
+    kernel = KernelSync()
+    try:
+        assert file.begin_datasync(kernel)
+        if kernel.under_way:
+            assert select.select([kernel.fileno()], [], [], 20)[0]
+            assert kernel.result() == 0 and kernel.result() == -1
+        file.end_datasync(0)
+        file.pwrite(5, b"!")
+        assert file.pread(0, 9) == b"hello!"
+    finally:
+        kernel.close()
+        file.close()
+
+
+def test_a_sync_in_two_halves_that_failed_is_never_tried_again(place: tuple[Disk, str]) -> None:
+    disk, root = place
+    file = disk.create(f"{root}/a")
+
+    class Kernel:
+        def begin(self, fd: int) -> None: ...
+
+    assert file.begin_datasync(Kernel())
+    with pytest.raises(SyncFailed, match="cannot sync"):
+        file.end_datasync(errno.EIO)
+    for use in (file.datasync, lambda: file.begin_datasync(Kernel()), lambda: file.pwrite(0, b"x")):
+        with pytest.raises(StorageError):
+            use()
+    file.close()

@@ -6,6 +6,7 @@ was appended after it, and must never call that `Corrupt`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from random import Random
 
@@ -74,6 +75,20 @@ class Oracle:
         return True
 
 
+SYNC_BY = "sync"
+
+
+@pytest.fixture(params=["sync", "begin and end", "begin, then sync"], autouse=True)
+def sync_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of this file is a test of every way to sync."""
+    monkeypatch.setattr(sys.modules[__name__], "SYNC_BY", request.param)
+
+
+class NoKernel:
+    def begin(self, fd: int) -> None:
+        raise AssertionError("a simulated disk needs no kernel")
+
+
 class Run:
     """The log and its oracle, driven together."""
 
@@ -95,7 +110,11 @@ class Run:
     def sync(self) -> None:
         assert self.log is not None
         self.syncing = True
-        self.log.sync()
+        if SYNC_BY == "sync":
+            self.log.sync()
+        else:
+            assert self.log.begin_sync(NoKernel())
+            self.log.sync() if SYNC_BY == "begin, then sync" else self.log.end_sync(0)
         self.syncing = False
         self.oracle.synced = len(self.oracle.states) - 1
 
@@ -294,6 +313,7 @@ def test_failed_sync_at_every_sync(after: str) -> None:
 def uses_of(log: WriteAheadLog) -> list[Callable[[], None]]:
     return [
         log.sync, lambda: log.append(3, HardState(1, 1, 0), ()), log.prepare_next, lambda: log.release(0, 1),
+        lambda: log.begin_sync(NoKernel()) and None, lambda: log.end_sync(0),
     ]  # fmt: skip
 
 
