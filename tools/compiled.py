@@ -39,6 +39,7 @@ ATTEMPTS_MAX: Final = 5
 CANDIDATES: Final = (
     "raft/*.py",
     "node/replica/*.py",
+    "node/log_writer.py",
     "node/metrics.py",
     "node/runtime.py",
     "storage/*.py",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -34,6 +35,11 @@ class Kernel(KernelSyncs, Protocol):
     def close(self) -> None: ...
 
 
+def _waits() -> int:
+    """How often this thread gave the processor up to wait for something."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
 class Pause:
     """When the thread has to do the writing because a write on the loop was slow."""
 
@@ -43,9 +49,10 @@ class Pause:
         self._until = 0.0
         self._length_s = PAUSE_S
 
-    def observe(self, seconds: float, now: float) -> None:
-        """A write took `seconds`, and ended at `now` (`time.monotonic()`)."""
-        if seconds >= SLOW_WRITE_S:
+    def observe(self, seconds: float, waits: int, now: float) -> None:
+        """A write took `seconds`, gave the processor up `waits` times because something was not ready, and ended at
+        `now` (`time.monotonic()`). One that was slow without waiting was slow for want of a processor."""
+        if seconds >= SLOW_WRITE_S and waits:
             soon = now < self._until + self._length_s
             self._length_s = min(2 * self._length_s, PAUSE_S_MAX) if soon else PAUSE_S
             self._until = now + self._length_s
@@ -76,14 +83,15 @@ class LogWriter:
         self._on_synced = on_synced
         self._on_error = on_error
         self._kernel = kernel
-        self._thread = LogThread(log, group, loop, on_synced, on_error)
+        self._thread = LogThread(log, group, loop, self._thread_ended, self._fail)
         self._pause = Pause()
-        self._waiting: list[Persist] = []  # for the end of the kernel's sync
+        self._waiting: list[Persist] = []  # for the end of the sync under way
         self._ticket = 0  # what the kernel's sync makes durable; 0: none is under way
         self._began = 0.0
         self._unnoted = 0
         self._failed = False
         self._stopping = False
+        self._ended = False  # the thread is told to end
         self.kernel_syncs = 0
         self.ended = self._thread.ended
 
@@ -100,17 +108,38 @@ class LogWriter:
     def put(self, persists: Sequence[Persist]) -> None:
         if self._failed:
             return
-        if self._ticket:
+        # The thread would take it as its own next batch, and under load would never again be without one.
+        if self._ticket or (self._kernel is not None and not self._thread.idle):
             self._waiting += persists
-        elif not self._begin(persists):
+        else:
+            self._sync(persists)
+
+    def _sync(self, persists: Sequence[Persist]) -> None:
+        if not self._begin(persists):
             for persist in persists:
                 self._thread.put(persist)
+
+    def _next(self) -> None:
+        """A sync has ended: begin the next one, before anybody is told."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            self._sync(waiting)
+
+    def _thread_ended(self, ticket: int, seconds: float) -> None:
+        if self._thread.idle and not self._failed:
+            self._next()
+        self._on_synced(ticket, seconds)
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._stopping and not self._waiting and not self._ticket and not self._ended:
+            self._ended = True
+            self._thread.stop()
 
     def stop(self) -> None:
         """Sync what was put, then end; `ended` is done then."""
         self._stopping = True
-        if not self._ticket or self._failed:
-            self._thread.stop()
+        self._end_if_done()
 
     def close(self) -> None:
         """Give everything back, once `ended` is done."""
@@ -124,11 +153,12 @@ class LogWriter:
     def _begin(self, persists: Sequence[Persist]) -> bool:
         """Whether the kernel has it: else it is the thread's."""
         kernel, log, thread = self._kernel, self._log, self._thread
-        if kernel is None or not thread.idle or not self._fits(persists):
+        if kernel is None or not self._fits(persists):
             return False
         began = time.monotonic()
         if not self._pause.over(began) or not thread.using.acquire(blocking=False):
             return False
+        waits = _waits()
         taken = False
         try:
             for item in persists:
@@ -141,7 +171,7 @@ class LogWriter:
             if not taken:
                 thread.using.release()
         now = time.monotonic()
-        self._pause.observe(now - began, now)
+        self._pause.observe(now - began, _waits() - waits, now)
         if taken:
             self._ticket, self._began = persists[-1].ticket, now
         else:
@@ -179,19 +209,15 @@ class LogWriter:
         finally:
             self._thread.using.release()
         self.kernel_syncs += 1
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            self.put(waiting)
+        self._next()
         self._on_synced(ticket, seconds)
-        if self._stopping and not self._ticket:
-            self._thread.stop()
+        self._end_if_done()
 
     def _fail(self, error: BaseException) -> None:
         self._failed = True
         self._waiting = []
         self._on_error(error)
-        if self._stopping:
-            self._thread.stop()
+        self._end_if_done()
 
     def _note(self) -> None:
         """The log notes how far it was synced after so many syncs, or when nothing came for a while."""
