@@ -315,7 +315,9 @@ def test_a_failing_script_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_every_example_is_run_by_a_test() -> None:
-    text = Path(__file__).read_text() + (ROOT / "tests" / "system" / "test_embedded_examples.py").read_text()
-    for example in (ROOT / "examples").iterdir():
-        if example.is_file():
-            assert f"examples/{example.name}" in text, f"no test runs {example.name}"
+    tests = [Path(__file__), *(ROOT / "tests" / "system").glob("*.py")]
+    text = "".join(test.read_text() for test in tests)
+    for example in sorted((ROOT / "examples").rglob("*")):
+        name = example.relative_to(ROOT).as_posix()
+        if example.is_file() and example.suffix not in (".md", ".pyc"):
+            assert name in text, f"no test runs {name}"

@@ -8,57 +8,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.programs import PATIENCE_S, Program
 
 from oarlock.cli.local_cluster import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 60
-
-
-class Program:
-    """One copy of an example, its output read as it comes."""
-
-    def __init__(self, file: Path, name: str) -> None:
-        self.name = name
-        self.lines: list[str] = []
-        self.command = [sys.executable, str(file), name]
-        self.cwd = file.parent
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            self.command, cwd=self.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        )  # fmt: skip
-        stdout = self.process.stdout
-        assert stdout is not None
-
-        def read() -> None:
-            with stdout:
-                for line in stdout:
-                    self.lines.append(line.rstrip())
-
-        threading.Thread(target=read, daemon=True).start()
-
-    def signal(self, number: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def wait(self) -> int:
-        assert self.process is not None
-        return self.process.wait(PATIENCE_S)
-
-    def end(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
-            self.process.wait()
 
 
 def until(what: Callable[[], bool], programs: list[Program]) -> None:
@@ -78,14 +37,14 @@ def copies(tmp_path: Path) -> Iterator[Callable[[str], list[Program]]]:
             text = text.replace(f":{old}", f":{new}")
         file = tmp_path / example
         file.write_text(text)
-        made.extend(Program(file, name) for name in ("n1", "n2", "n3"))
+        made.extend(Program([sys.executable, str(file), name], name, tmp_path) for name in ("n1", "n2", "n3"))
         for each in made:
             each.start()
         return made
 
     yield make
     for each in made:
-        each.end()
+        each.kill()
 
 
 def counts(program: Program) -> list[int]:

@@ -205,8 +205,11 @@ class Http1Guard(asyncio.Protocol):
         self._busy_s = 0.0
         self._idle_s += elapsed_s
         # With part of a head received the keep-alive timer no longer runs: this is the one that does.
-        if self._idle_s > (self._limits.handshake_s if self._head_bytes else KEEP_ALIVE_S):
-            self._cut(None, "http-slow")
+        if self._head_bytes:
+            if self._idle_s > self._limits.handshake_s:
+                self._cut(None, "http-slow")
+        elif self._idle_s > KEEP_ALIVE_S and self._transport is not None:
+            self._transport.close()  # kept for a next request that did not come: nobody's fault
 
     def _cut(self, status: bytes | None, reason: str) -> None:
         transport = self._transport

@@ -383,6 +383,26 @@ def test_a_stream_that_fails_says_so(run: Any, serving: Any) -> None:
     run(work())
 
 
+def test_a_connection_kept_for_nothing_is_closed_without_blame(
+    run: Any, serving: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Patroni and others keep connections for a next request, which may never come: that is no abuse to warn of."""
+
+    async def work() -> None:
+        async with serving("own") as served:
+            reader, writer = await asyncio.open_connection(*served.url.removeprefix("http://").rsplit(":", 1))
+            writer.write(b"GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            await served.until(lambda: served.server.connections == 1, "it is kept")
+            monkeypatch.setattr("oarlock.api.http1.KEEP_ALIVE_S", 0.1)
+            await asyncio.wait_for(reader.read(), 30)
+            writer.close()
+            assert served.refused("http-slow") == 0
+        assert "cut" not in caplog.text
+
+    run(work())
+
+
 def test_only_an_incomplete_request_is_cut(run: Any, serving: Any) -> None:
     """A watch and a call that waits may take any time; a body that does not come may not."""
 
