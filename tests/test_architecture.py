@@ -82,11 +82,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "oarlock.node": (*BELOW, "oarlock.transport"),
     "oarlock.sim": (*BELOW, "oarlock.wire", "oarlock.check", "oarlock"),  # the version, for the report of a failure
     "oarlock.check": (),
-    "oarlock.embed": (*BELOW, "oarlock.node", "oarlock.transport"),
+    "oarlock.embed": (*BELOW, "oarlock.node", "oarlock.transport", "oarlock.blocking"),
     "oarlock.fencing": (),
+    "oarlock.blocking": (),
     "oarlock.sync": ("oarlock.embed", "oarlock.machines.objects"),
     "oarlock.api": (*BELOW, "oarlock.node", "oarlock"),
-    "oarlock.client": ("oarlock.api.etcd", "oarlock.api.grpc", "oarlock.api.http2", "oarlock.api.proto"),
+    "oarlock.client": (
+        "oarlock.api.etcd",
+        "oarlock.api.grpc",
+        "oarlock.api.http2",
+        "oarlock.api.proto",
+        "oarlock.blocking",
+    ),
     "oarlock.lab": (
         *BELOW,
         "oarlock.node",

@@ -8,15 +8,14 @@ with Client("127.0.0.1:2379") as client:
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 import ssl
-import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
+from oarlock.blocking import LoopThread
 from oarlock.client import client as asynchronous
 from oarlock.client.client import TRANSACT_ATTEMPTS
 from oarlock.client.lease import Lease as AsyncLease
@@ -38,9 +37,6 @@ from oarlock.client.recipes import Leadership, Lock
 from oarlock.client.watch import Watch as AsyncWatch
 
 T = TypeVar("T")
-
-CLOSE_S: Final = 2.0
-"""Seconds that what is held at `close` may take to be given back, and the same for what does not end by itself."""
 
 
 class Held(Generic[T]):
@@ -153,22 +149,11 @@ class Client:
         keepalive_timeout: float = 5.0,
     ) -> None:
         self._pid = os.getpid()
-        self._guard = threading.RLock()  # a signal handler may call while its thread is within
-        self._closing = False
         self._client = asynchronous.Client(
             endpoints, user=user, password=password, tls=tls, timeout=timeout, attempt_timeout=attempt_timeout,
             connect_timeout=connect_timeout, keepalive=keepalive, keepalive_timeout=keepalive_timeout,
         )  # fmt: skip
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="oarlock client", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.close()
+        self._thread = LoopThread("oarlock client", "the client")
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine of the asynchronous client and wait for it. Raises `RuntimeError` once the client is
@@ -181,50 +166,17 @@ class Client:
         if os.getpid() != self._pid:
             work.close()
             raise RuntimeError("the client was made before this process was forked: make one in each process")
-        with self._guard:
-            if self.closed:
-                work.close()
-                raise RuntimeError("the client is closed: make another")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            if self.closed:
-                raise RuntimeError("the client was closed while the call was under way") from None
-            raise
-        except BaseException:
-            future.cancel()  # a KeyboardInterrupt, or what another signal handler raised: nobody waits any more
-            raise
+        return self._thread.run(work)
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closing
+        return self._thread.ended
 
     def close(self) -> None:
-        """Leave what is held, close the connection and end the thread. Calls of other threads that are under way
-        raise `RuntimeError`. May be called again, from any thread but the client's own."""
-        if os.getpid() != self._pid or threading.current_thread() is self._thread:
-            return
-        with self._guard:
-            first, self._closing = not self._closing, True
-        if first:
-            asyncio.run_coroutine_threadsafe(self._end(), self._loop)
-        self._thread.join()
-
-    async def _end(self) -> None:
-        try:
-            for close in (None, self._client.aclose):  # what is held is given back while there is a connection
-                if close is not None:
-                    await close()
-                others = asyncio.all_tasks() - {asyncio.current_task()}
-                for task in others:
-                    task.cancel()
-                if others:
-                    await asyncio.wait(others, timeout=CLOSE_S)
-            await self._loop.shutdown_asyncgens()
-        finally:
-            self._loop.stop()
+        """Give back what is held, close the connection and end the thread. Calls of other threads that are under way
+        raise `RuntimeError`. May be called again."""
+        self._thread.end(self._client.aclose(), cancel_first=True)
 
     def __enter__(self) -> Self:
         return self

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from oarlock.embed.holders import Holders
-from oarlock.errors import DeadlineExceeded, Outcome, RaftError, Rejected
+from oarlock.errors import DeadlineExceeded, Outcome, RaftError, Rejected, Stopped
 from oarlock.machines.objects.declare import (
     BINDING,
     AnyCommand,
@@ -22,6 +22,8 @@ from oarlock.machines.objects.declare import (
     check_consistency,
 )
 from oarlock.machines.objects.machine import EVERYTHING, CommandError, ObjectMachine
+from oarlock.machines.objects.values import Unencodable
+from oarlock.node.replica.batch import COMMAND_BYTES_MAX
 from oarlock.node.replica.sessions import WINDOW_MAX, SessionExpired, SessionOpened, in_session, open_session
 from oarlock.node.runtime import Node
 
@@ -29,6 +31,8 @@ T = TypeVar("T")
 
 _IMMUTABLE: Final = frozenset({type(None), bool, int, float, str, bytes})
 RETRY_PAUSE_S: Final = 0.05
+ENVELOPE_BYTES_MAX: Final = 64
+"""What a session adds to a command."""
 
 
 class Calls:
@@ -47,7 +51,9 @@ class Calls:
         self._session: Session | None = None
         self._background: set[asyncio.Task[Any]] = set()
         self._watched: dict[tuple[str, object], list[asyncio.Future[None]]] = {}
+        self._ended: RaftError | None = None
         machine.on_changes = self._changes
+        node.halted.add_done_callback(lambda halted: self._end(f"the member has stopped: {halted.result()}"))
         self._in_step_at = float("-inf")
         """When the last read began after which this member was known to be in step."""
 
@@ -79,9 +85,25 @@ class Calls:
         if not task.cancelled():
             task.exception()  # whoever waits for it sees it; if nobody does any more it concerns nobody
 
+    def _end(self, text: str) -> None:
+        """Who waits for a change is told that none will come."""
+        if self._ended is None:
+            self._ended = Stopped(text)
+        watched, self._watched = self._watched, {}
+        for futures in watched.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(Stopped(text))
+
+    @property
+    def over(self) -> bool:
+        """Whether the member answers no more calls: there is no point in asking again."""
+        return self.node.stopping or self.node.halted.done()
+
     async def aclose(self) -> bool:
         """End what runs in the background. False if the group did not answer, so that nothing else will end either."""
         self.closing = True
+        self._end("the node was closed while this waited")
         for task in list(self._background):
             task.cancel()
         if self._background:
@@ -97,11 +119,21 @@ class Calls:
         self, path: str, declared: AnyCommand, args: tuple[Any, ...], kwargs: dict[str, Any],
         timeout: float | None, retry_safe: bool,
     ) -> asyncio.Future[Any] | Coroutine[Any, Any, Any]:  # fmt: skip
-        command = self.machine.encode_call(path, declared, args, kwargs)
+        command = self.encode(path, declared, args, kwargs)
         if retry_safe:
             return self._limited(self._once(command), timeout, declared.name)
         future = self.propose(command)
         return future if timeout is None else self._limited(future, timeout, declared.name)
+
+    def encode(self, path: str, declared: AnyCommand, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """A command for the log. Raises `Unencodable` for one that cannot be, or is too large."""
+        command = self.machine.encode_call(path, declared, args, kwargs)
+        if len(command) > COMMAND_BYTES_MAX - ENVELOPE_BYTES_MAX:
+            raise Unencodable(
+                f"{declared.name} is {len(command)} bytes with its arguments, and a command has at most "
+                f"{COMMAND_BYTES_MAX - ENVELOPE_BYTES_MAX} (COMMAND_BYTES_MAX): send it in several calls"
+            )
+        return command
 
     async def command(self, target: object, declared: AnyCommand, *args: Any, retry_safe: bool = False) -> Any:
         """A command of a part, from its own methods that take several steps."""
@@ -163,6 +195,8 @@ class Calls:
                         raise
                     if error.outcome is Outcome.UNKNOWN:
                         unknown = error
+                    if self.over:
+                        raise unknown or error  # noqa: B904 - one of the two is `error`
                     await asyncio.sleep(RETRY_PAUSE_S)
 
     # -- waiting for changes
@@ -175,6 +209,8 @@ class Calls:
     async def until_place(self, place: tuple[str, object], look: Callable[[], T | None]) -> T:
         """`until` for a place of the machine's own, as `HOLDER_PATH` and a holder."""
         while (found := look()) is None:
+            if self._ended is not None:
+                raise Stopped(str(self._ended))
             future: asyncio.Future[None] = self._loop.create_future()
             self._watched.setdefault(place, []).append(future)
             try:
@@ -278,6 +314,11 @@ class Session:
         opening = self._opening
         try:
             return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if opening.cancelled() and (task is None or not task.cancelling()):
+                raise Stopped("the node was closed before its session was open") from None
+            raise
         finally:
             if opening.done() and self._opening is opening:
                 self._opening = None
@@ -288,7 +329,7 @@ class Session:
             try:
                 opened = await self._calls.propose(open_session(nonce), True)
             except RaftError as error:
-                if error.outcome is Outcome.EXECUTED:
+                if error.outcome is Outcome.EXECUTED or self._calls.over:
                     raise
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
@@ -301,7 +342,14 @@ class Session:
         while self._next - self.lowest >= WINDOW_MAX:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
-            await turn
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+                else:
+                    self._wake(1)  # it was ours, and is the next one's
+                raise
         return self.take_nowait()
 
     def take_nowait(self) -> int:
@@ -313,11 +361,13 @@ class Session:
     def give_back(self, sequence: int) -> None:
         """The answer of a command is known, or nobody waits for it any more."""
         self._outstanding.pop(sequence, None)
-        while self._waiting and self._next - self.lowest < WINDOW_MAX:
+        self._wake(WINDOW_MAX - (self._next - self.lowest))
+
+    def _wake(self, count: int) -> None:
+        for _ in range(min(count, len(self._waiting))):
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
-                return
 
     async def aclose(self) -> None:
         if self._opening is not None:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Hashable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
 
-from oarlock.embed.hold import calls_of, holder_unknown, run
+from oarlock.embed.hold import calls_of, holder_unknown, limit, run
 from oarlock.embed.holders import Holder, LeaseLost
 from oarlock.embed.lease import Lease, holder_of
 from oarlock.errors import DeadlineExceeded
@@ -363,7 +363,7 @@ class _Queue(StateMachine, Generic[T]):
     async def _put_wait(self, declared: AnyCommand, args: tuple[Any, ...], timeout: float | None) -> int:
         calls = calls_of(self)
         try:
-            async with asyncio.timeout(timeout):
+            async with limit(timeout):
                 while True:
                     try:
                         return int(await calls.command(self, declared, *args, retry_safe=True))
@@ -380,7 +380,7 @@ class _Queue(StateMachine, Generic[T]):
     async def _get(self, timeout: float | None) -> T:
         calls = calls_of(self)
         try:
-            async with asyncio.timeout(timeout):
+            async with limit(timeout):
                 while True:
                     found: tuple[int, T] | None = await asyncio.shield(
                         calls.background(calls.command(self, type(self).poll, retry_safe=True))
@@ -397,7 +397,7 @@ class _Queue(StateMachine, Generic[T]):
         ends. Another node may then see the item a second time."""
         calls = calls_of(self)
         try:
-            async with asyncio.timeout(timeout):
+            async with limit(timeout):
                 while True:
                     holder = await calls.holders.holder()
                     found = await calls.command(self, type(self).take, holder.name, retry_safe=True)

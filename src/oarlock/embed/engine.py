@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import secrets
 import threading
@@ -18,7 +19,7 @@ from oarlock.embed.options import Options, check_address
 from oarlock.embed.status import MemberStatus, NodeStatus
 from oarlock.errors import ConfigurationError, NoLeader, RaftError, Stopped, WrongDirectory
 from oarlock.machines.objects.claims import HolderUnknown, OneAtATime
-from oarlock.machines.objects.declare import Binding
+from oarlock.machines.objects.declare import Binding, check_timeout
 from oarlock.machines.objects.machine import ACTIVATE, ANNOUNCE, ObjectMachine
 from oarlock.node.bootstrap import NodeOptions, start_node
 from oarlock.node.replica.directory import decode_record
@@ -70,14 +71,16 @@ class Engine:
         ]
 
     async def aclose(self, timeout: float) -> None:
-        """Hand leadership over, answer what is under way, close. At most `timeout` seconds."""
+        """Hand leadership over, answer what is under way, close. At most `timeout` seconds, about."""
         self._closed = True
         self.calls.closing = True
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            _, stubborn = await asyncio.wait(tasks, timeout=timeout)
+            for task in stubborn:
+                _log.warning("%s has not ended within %g s of being cancelled", task.get_name(), timeout)
         if not await self.calls.aclose():
             timeout = min(timeout, CLOSE_ALONE_S)
         await self.node.stop(timeout_s=timeout)
@@ -96,7 +99,7 @@ class Engine:
                     await asyncio.sleep(READY_POLL_S)
 
         try:
-            await asyncio.wait_for(in_step(), timeout)
+            await asyncio.wait_for(in_step(), check_timeout(timeout))
         except TimeoutError:
             raise NoLeader(
                 f"node {self.name!r} has found no leader within {timeout:g} s: are a majority of "
@@ -207,15 +210,22 @@ class Engine:
             term = raft.current_term
             try:
                 async with hold(self._leader_claims) as held:
-                    if await self._while_leading(work(held.token), term):
+                    if await self._while_leading(partial(work, held.token), term):
                         done_in_term = term
             except (RaftError, LeaseLost, HolderUnknown):
                 await asyncio.sleep(LEADER_POLL_S)
 
-    async def _while_leading(self, work: Coroutine[Any, Any, object], term: int) -> bool:
+    async def _while_leading(self, begin: Callable[[], Coroutine[Any, Any, object]], term: int) -> bool:
         """Whether the work came to its end by itself."""
         raft = self.node.member.raft
-        task = asyncio.get_running_loop().create_task(work, name=f"oarlock leader's work {self.name}")
+
+        async def work() -> None:
+            coroutine = begin()  # here, for what it raises is the work's failure
+            if not inspect.isawaitable(coroutine):
+                raise TypeError(f"on_leader's work gave {coroutine!r}: it must be a coroutine function")
+            await coroutine
+
+        task = asyncio.get_running_loop().create_task(work(), name=f"oarlock leader's work {self.name}")
         try:
             while raft.is_leader and raft.current_term == term:
                 done, _ = await asyncio.wait({task}, timeout=LEADER_POLL_S)

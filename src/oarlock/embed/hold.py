@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 
 from oarlock.embed.holders import Holder, LeaseLost
-from oarlock.errors import DeadlineExceeded, RaftError
+from oarlock.errors import DeadlineExceeded, RaftError, Stopped
 from oarlock.machines.objects.claims import Claims, HolderUnknown
-from oarlock.machines.objects.declare import BINDING, AnyCommand, Attached, NotAttached
+from oarlock.machines.objects.declare import BINDING, AnyCommand, Attached, NotAttached, check_timeout
 
 T = TypeVar("T")
 
@@ -32,6 +32,11 @@ def run(part: object, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
         work.close()
         raise NotAttached(f"this {type(part).__qualname__} belongs to no node: start one with `async with Node(...)`")
     return cast("Awaitable[T]", found.binding.run(work))
+
+
+def limit(timeout: float | None) -> asyncio.Timeout:
+    """`asyncio.timeout` for what a program has given. Raises `TypeError` or `ValueError`."""
+    return asyncio.timeout(check_timeout(timeout))
 
 
 def runs_blocking(part: object) -> bool:
@@ -77,7 +82,7 @@ async def acquire(
     `LeaseLost` if the `lease` that it is to hang on has ended (without one: the node's own, begun anew if need be)."""
     calls = calls_of(claims)
     try:
-        async with asyncio.timeout(timeout):
+        async with limit(timeout):
             for _ in range(ATTEMPTS_MAX):
                 holder: Holder = lease or await calls.holders.holder()
                 try:
@@ -212,7 +217,10 @@ class hold:
     async def _watch_claim(self, held: Held, body: Body) -> None:
         """The group may know before us: another member was told that we are gone."""
         gone = lambda: True if held.claims.state_of_claim(held.token) is None else None  # noqa: E731
-        await calls_of(held.claims).until(held.claims, held.token, gone)
+        try:
+            await calls_of(held.claims).until(held.claims, held.token, gone)
+        except Stopped:
+            return  # the holder is lost as a whole
         body.lose()
 
     async def __aexit__(

@@ -97,6 +97,15 @@ class Holder:
             self._lose()
 
     async def _keep(self) -> None:
+        try:
+            await self._keep_until_lost()
+        except asyncio.CancelledError:
+            raise  # `aclose` knows what to do
+        except BaseException:
+            self._lose()  # whatever it was, nobody renews it any more
+            raise
+
+    async def _keep_until_lost(self) -> None:
         loop = self._loop
         next_at = loop.time() + self.ttl_s / RENEWALS if self._keep_alive else math.inf
         while not self.lost:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
-from oarlock.embed.hold import Held, acquire, acquire_nowait, calls_of, hold, run
+from oarlock.embed.hold import Held, acquire, acquire_nowait, calls_of, hold, limit, run
 from oarlock.embed.holders import LeaseLost
 from oarlock.embed.lease import Lease, holder_of
 from oarlock.errors import DeadlineExceeded
@@ -246,7 +246,7 @@ class Barrier(StateMachine):
         holder = await calls.holders.holder()
         arriving = calls.background(calls.command(self, Barrier.arrive, holder.name, retry_safe=True))
         try:
-            async with asyncio.timeout(timeout):
+            async with limit(timeout):
                 number, token, place = await asyncio.shield(arriving)
                 passed = await calls.until(self, None, lambda: self._passed(number, token))
         except BaseException as error:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from oarlock.embed.options import CLUSTER, check_options
 from oarlock.embed.status import MemberStatus, NodeStatus
 from oarlock.machines.objects.claims import OneAtATime
-from oarlock.machines.objects.declare import Binding
+from oarlock.machines.objects.declare import Binding, check_timeout
 from oarlock.machines.objects.machine import ObjectMachine
 
 if TYPE_CHECKING:  # the engine is loaded when a node starts: importing a program that has one costs little
@@ -76,15 +76,17 @@ class Node(Generic[M]):
     ) -> None:
         self.machine = machine
         self.name = name
-        self._leader_claims = OneAtATime()
-        self._objects = ObjectMachine(machine, check=development, builtin={"@leader": self._leader_claims})
         self._options = check_options(
             name=name, peers=peers, data_dir=data_dir, join=join, listen=listen, cluster=cluster, heartbeat=heartbeat,
             election_timeout=election_timeout, lease_reads=lease_reads, timeout=timeout, lease_ttl=lease_ttl,
             snapshot_entries=snapshot_entries, tls=tls,
         )  # fmt: skip
+        self._leader_claims = OneAtATime()
+        self._objects = ObjectMachine(machine, check=development, builtin={"@leader": self._leader_claims})
         self._engine: Engine | None = None
         self._bind: Callable[[Calls], Binding] = lambda calls: calls
+        self._starting: asyncio.Task[Engine] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._begun = False
         self._closed = False
         self._pid = os.getpid()
@@ -95,11 +97,25 @@ class Node(Generic[M]):
         """Recover what the directory holds and take part. Does not wait for the others: calls do, and `ready`."""
         if self._begun:
             raise RuntimeError(f"node {self.name!r} was started before: make a new one")
+        if self._closed:
+            raise RuntimeError(f"node {self.name!r} was closed: make a new one")
         self._begun = True
         from oarlock.embed.engine import start_engine
 
-        self._engine = await start_engine(self._options, self._objects, self._leader_claims, self._bind)
+        work = start_engine(self._options, self._objects, self._leader_claims, self._bind)
+        self._starting = asyncio.get_running_loop().create_task(work, name=f"oarlock start of {self.name}")
         _open_nodes.add(self)
+        try:
+            self._engine = await self._starting
+        except BaseException:
+            _open_nodes.discard(self)
+            self._objects.unbind()  # it may be given to another node
+            task = asyncio.current_task()
+            if self._starting.cancelled() and (task is None or not task.cancelling()):
+                raise RuntimeError(f"node {self.name!r} was closed while it started") from None
+            raise
+        if self._closed:
+            raise RuntimeError(f"node {self.name!r} was closed while it started")
         return self
 
     def call_through(self, bind: Callable[[Calls], Binding]) -> None:
@@ -107,11 +123,27 @@ class Node(Generic[M]):
         self._bind = bind
 
     async def aclose(self, *, timeout: float = 10.0) -> None:
-        """Hand leadership over, answer what is under way, close. At most `timeout` seconds; may be called again."""
-        if self._engine is not None and not self._closed:
+        """Hand leadership over, answer what is under way, close. At most `timeout` seconds, about; may be called again.
+        One that is cancelled goes on by itself."""
+        if check_timeout(timeout) is None:
+            raise TypeError("timeout=None: give seconds as a number")
+        if self._pid != os.getpid():
+            return
+        if self._closing is None:
             self._closed = True
-            await self._engine.aclose(timeout)
-            _open_nodes.discard(self)
+            closing = self._close(timeout)
+            self._closing = asyncio.get_running_loop().create_task(closing, name=f"oarlock close of {self.name}")
+        await asyncio.shield(self._closing)
+
+    async def _close(self, timeout: float) -> None:
+        starting = self._starting
+        if starting is not None and not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting})
+        if starting is not None and not starting.cancelled() and starting.exception() is None:
+            await starting.result().aclose(timeout)
+        self._objects.unbind()
+        _open_nodes.discard(self)
 
     async def __aenter__(self) -> Self:
         return await self.start()

@@ -17,6 +17,9 @@ LONELY_PORT: Final = 1
 """Of the address of a member that listens nowhere: it can never be reached, and nobody else is there to reach it."""
 
 LEASE_TTL_MIN_S: Final = 1.0
+SECONDS_MAX: Final = 86_400.0
+"""Of every time that a node is given: a day."""
+
 JOIN_S: Final = 15.0
 
 
@@ -91,21 +94,27 @@ def check_options(
     double = {address for address in peers.values() if list(peers.values()).count(address) > 1}
     if double:
         raise ConfigurationError(f"peers gives {', '.join(sorted(double))} to more than one member")
-    if not heartbeat > 0 or round(election_timeout * 1000) < 3 * round(heartbeat * 1000):
+    times = {"heartbeat": heartbeat, "election_timeout": election_timeout, "timeout": timeout, "lease_ttl": lease_ttl}
+    for what, seconds in times.items():
+        if not _is_number(seconds) or not 0 < seconds <= SECONDS_MAX:
+            raise ConfigurationError(f"{what}={seconds!r} must be seconds, more than 0 and at most {SECONDS_MAX:g}")
+    if round(election_timeout * 1000) < 3 * round(heartbeat * 1000):
         raise ConfigurationError(
             f"election_timeout={election_timeout:g} must be at least 3 times heartbeat={heartbeat:g} (seconds)"
         )
-    if not timeout > 0:
-        raise ConfigurationError(f"timeout={timeout!r} must be a positive number of seconds")
     if not lease_ttl >= LEASE_TTL_MIN_S:
         raise ConfigurationError(f"lease_ttl={lease_ttl!r} must be at least {LEASE_TTL_MIN_S:g} seconds")
-    if snapshot_entries < 1:
-        raise ConfigurationError(f"snapshot_entries={snapshot_entries!r} must be at least 1")
+    if not _is_number(snapshot_entries) or snapshot_entries < 1 or snapshot_entries != int(snapshot_entries):
+        raise ConfigurationError(f"snapshot_entries={snapshot_entries!r} must be a whole number, at least 1")
     return Options(
         name=name, peers=peers, data_dir=os.fspath(data_dir), join=tuple(join), listen=tuple(listens), cluster=cluster,
         heartbeat=heartbeat, election_timeout=election_timeout, lease_reads=lease_reads, timeout=timeout,
         lease_ttl=lease_ttl, snapshot_entries=snapshot_entries, tls=tls,
     )  # fmt: skip
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_address(name: str, address: str) -> None:

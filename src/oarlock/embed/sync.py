@@ -11,14 +11,16 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
+from oarlock.blocking import LoopThread
 from oarlock.embed.node import Node as AsyncNode
 from oarlock.embed.options import CLUSTER
 from oarlock.embed.status import MemberStatus, NodeStatus
-from oarlock.errors import DeadlineExceeded, RaftError
-from oarlock.machines.objects.declare import AnyCommand, AnyQuery, Consistency, bounded
+from oarlock.errors import DeadlineExceeded, ProposalDropped, RaftError
+from oarlock.machines.objects.declare import AnyCommand, AnyQuery, Consistency, bounded, check_timeout
 
 if TYPE_CHECKING:
     from oarlock.embed.calls import Calls
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 T = TypeVar("T")
 
-START_TIMEOUT_S: Final = 60.0
 LEADING_END_S: Final = 10.0
 _log = logging.getLogger(__name__)
 _NOTHING: Final = object()
@@ -50,7 +51,8 @@ class _Waiter:
             self.lock.release()
 
     def wait(self, timeout: float | None, name: str) -> object:
-        if not self.lock.acquire(timeout=-1 if timeout is None else timeout):
+        seconds = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+        if not self.lock.acquire(timeout=seconds):
             raise DeadlineExceeded(
                 f"{name} has had no answer within {timeout:g} s; it may have been executed, or may still be"
             )
@@ -60,10 +62,12 @@ class _Waiter:
 class SyncCalls:
     """The `Binding` of a node for threads."""
 
-    def __init__(self, calls: Calls, loop: asyncio.AbstractEventLoop, check: Callable[[], None]) -> None:
+    def __init__(self, calls: Calls, thread: LoopThread, check: Callable[[], None]) -> None:
         self.calls = calls
-        self._loop = loop
+        self._thread = thread
+        self._loop = thread.loop
         self._check = check
+        self._ended = False
         self._queue: deque[tuple[bytes, _Waiter]] = deque()
         self._woken = False
 
@@ -78,17 +82,29 @@ class SyncCalls:
         if retry_safe:
             return self._await(lambda: self.calls.call_command(path, declared, args, kwargs, timeout, retry_safe))
         machine = self.calls.machine
-        command = machine.encode_call(path, declared, args, kwargs)
+        command = self.calls.encode(path, declared, args, kwargs)
         waiter = _Waiter()
         self._queue.append((command, waiter))
-        if not self._woken:
+        if self._ended:
+            self.end()
+        elif not self._woken:
             self._woken = True
-            self._loop.call_soon_threadsafe(self._drain)
+            try:
+                self._loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:
+                self.end()  # the loop is closed
         result = waiter.wait(timeout, declared.name)
         if isinstance(result, BaseException):
             raise result
         assert isinstance(result, bytes)
         return machine.decode_outcome(result)
+
+    def end(self) -> None:
+        """The loop runs no more: whoever is still in the queue was not proposed, and nobody will be."""
+        self._ended = True
+        while self._queue:
+            with suppress(IndexError):  # another thread was quicker
+                self._queue.popleft()[1].done(ProposalDropped("the node is closed; nothing was proposed"))
 
     def _drain(self) -> None:
         """On the loop's thread: propose everything that threads have asked for since the last time."""
@@ -115,12 +131,7 @@ class SyncCalls:
         except RuntimeError:
             work.close()
             raise
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
+        return self._thread.run(work)
 
     def _await(self, make: Callable[[], asyncio.Future[Any] | Coroutine[Any, Any, Any]]) -> Any:
         async def run() -> Any:
@@ -214,12 +225,13 @@ class Node(Generic[M]):
             snapshot_entries=snapshot_entries, tls=tls,
         )  # fmt: skip
         self._node.call_through(self._bind)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: LoopThread | None = None
+        self._calls: SyncCalls | None = None
 
     def _bind(self, calls: Calls) -> SyncCalls:
-        assert self._loop is not None
-        return SyncCalls(calls, self._loop, self._check_caller)
+        assert self._thread is not None
+        self._calls = SyncCalls(calls, self._thread, self._check_caller)
+        return self._calls
 
     # -- life
 
@@ -228,45 +240,26 @@ class Node(Generic[M]):
         self._check_caller()
         if self._thread is not None:
             raise RuntimeError(f"node {self.name!r} was started before: make a new one")
-        started = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._run, args=(self._loop, started), name=f"oarlock {self.name}", daemon=True
-        )
-        self._thread.start()
-        started.wait(START_TIMEOUT_S)
+        self._thread = LoopThread(f"oarlock {self.name}", f"node {self.name!r}")
         try:
             self._on_loop(self._node.start())
         except BaseException:
-            self._end_thread()
+            self.close()
             raise
         return self
 
-    @staticmethod
-    def _run(loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
-        asyncio.set_event_loop(loop)
-        loop.call_soon(started.set)
-        try:
-            loop.run_forever()
-        finally:
-            loop.close()
-
     def close(self, *, timeout: float = 10.0) -> None:
-        """See `oarlock.Node.aclose`. The thread has ended when this returns."""
+        """See `oarlock.Node.aclose`. The thread has ended when this returns. Calls of other threads that are under way
+        raise a `RaftError`, or `RuntimeError`."""
         if self._thread is None or self._pid != os.getpid():
             return
+        if check_timeout(timeout) is None:
+            raise TypeError("timeout=None: give seconds as a number")
         try:
-            if self._thread.is_alive():
-                self._on_loop(self._node.aclose(timeout=timeout))
+            self._thread.end(self._node.aclose(timeout=timeout))
         finally:
-            self._end_thread()
-
-    def _end_thread(self) -> None:
-        loop, thread = self._loop, self._thread
-        assert loop is not None and thread is not None
-        if thread.is_alive():
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
+            if self._calls is not None:
+                self._calls.end()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -277,13 +270,10 @@ class Node(Generic[M]):
         self.close()
 
     def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        assert self._loop is not None
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
+        if self._thread is None:
+            work.close()
+            raise RuntimeError(f"node {self.name!r} is not started: use `with`, or start()")
+        return self._thread.run(work)
 
     def _check_caller(self) -> None:
         """Raises `RuntimeError` where a blocking call would block an event loop, or never end."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from oarlock.embed.hold import calls_of, run, runs_blocking
+from oarlock.embed.hold import calls_of, limit, run, runs_blocking
 from oarlock.errors import DeadlineExceeded, RaftError
 from oarlock.machines.objects.claims import HolderUnknown
 from oarlock.machines.objects.declare import command, query
@@ -92,7 +92,7 @@ class RateLimiter(StateMachine):
     async def _acquire(self, amount: float, timeout: float | None) -> None:
         calls = calls_of(self)
         try:
-            async with asyncio.timeout(timeout):
+            async with limit(timeout):
                 wait: float = await calls.command(self, RateLimiter.try_acquire, amount)
                 while wait:
                     await asyncio.sleep(max(wait, RATE_WAIT_MIN_S))

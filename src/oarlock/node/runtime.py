@@ -239,6 +239,11 @@ class Node:
             self._stopped = self.loop.create_task(self._stop(timeout_s), name="oarlock node stop")
         await asyncio.shield(self._stopped)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it takes no more proposals and reads."""
+        return self._stopping
+
     async def _stop(self, timeout_s: float) -> None:
         deadline = self.loop.time() + timeout_s
         if self._started and not self.halted.done():

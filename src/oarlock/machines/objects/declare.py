@@ -36,6 +36,17 @@ class bounded:
             raise ValueError(f"bounded(max_age={self.max_age!r}): give a positive number of seconds")
 
 
+def check_timeout(timeout: float | None) -> float | None:
+    """A time limit as it was given. Raises `TypeError` or `ValueError` for what would upset every timer of the loop."""
+    if timeout is None:
+        return None
+    if not isinstance(timeout, int | float):
+        raise TypeError(f"timeout={timeout!r}: give seconds as a number, or None")
+    if timeout != timeout:
+        raise ValueError("timeout=nan: give seconds as a number, or None")
+    return timeout
+
+
 class NotAttached(RuntimeError):
     """A command or query was called on an object that no node holds."""
 
@@ -109,7 +120,7 @@ class CommandCall(Generic[P, R]):
     ) -> None:
         self._instance = instance
         self._declared = declared
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout)
         self._retry_safe = retry_safe
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
@@ -151,7 +162,7 @@ class QueryCall(Generic[P, R]):
     ) -> None:
         self._instance = instance
         self._declared = declared
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout)
         self._consistency: Consistency | bounded = declared.consistency if consistency is None else consistency
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
@@ -281,7 +292,10 @@ def check_consistency(consistency: Consistency | bounded) -> Consistency | bound
 def _check_function(function: object, what: str) -> None:
     if not inspect.isfunction(function):
         raise TypeError(f"@{what} is for methods of a class, not for {function!r}")
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+    if any(
+        is_one(function)
+        for is_one in (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    ):
         raise TypeError(
             f"{function.__qualname__} is a coroutine or generator: a {what} runs in one step on every member; "
             "wait for things before you call it"

@@ -296,7 +296,9 @@ class ObjectMachine(VolatileMachine):
     def unbind(self) -> None:
         """From now on the objects belong to no machine."""
         for _, part in self.spec.parts:
-            vars(part).pop(BINDING, None)
+            found = vars(part).get(BINDING)
+            if isinstance(found, Attached) and found.machine is self:  # not another's by now
+                del vars(part)[BINDING]
 
     # -- commands
 
