@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from oarlock.raft.messages import Message
 from oarlock.raft.types import Entry, HardState, Index, MemberInfo, NodeId, SnapshotMeta
@@ -16,10 +16,14 @@ from oarlock.raft.types import Entry, HardState, Index, MemberInfo, NodeId, Snap
 # ---------------------------------------------------------------- events
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(init=False, slots=True, unsafe_hash=True)
 class MessageReceived:
-    sender: NodeId
-    message: Message
+    sender: Final[NodeId]
+    message: Final[Message]
+
+    def __init__(self, sender: NodeId, message: Message) -> None:
+        self.sender = sender
+        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +47,14 @@ class ReadRequested:
     token: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(init=False, slots=True, unsafe_hash=True)
 class Persisted:
     """The fsync of every `Persist` with a ticket up to and including this one has returned without error."""
 
-    ticket: int
+    ticket: Final[int]
+
+    def __init__(self, ticket: int) -> None:
+        self.ticket = ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +190,19 @@ Event: TypeAlias = (
 # ---------------------------------------------------------------- effects
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(init=False, slots=True, unsafe_hash=True)
 class Send:
     """Hand `message` to the transport now. It may be lost, repeated or late."""
 
-    to: NodeId
-    message: Message
+    to: Final[NodeId]
+    message: Final[Message]
+
+    def __init__(self, to: NodeId, message: Message) -> None:
+        self.to = to
+        self.message = message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(init=False, slots=True, unsafe_hash=True)
 class Persist:
     """Make this durable, in this order: the snapshot mark, then `hard_state`, then `entries`; only then hand over
     `release` and give back `Persisted(ticket)`. (Raft Fig. 2; diss. 10.2.1)
@@ -201,12 +212,28 @@ class Persist:
     in order.
     """
 
-    ticket: int
-    hard_state: HardState | None = None
-    entries: tuple[Entry, ...] = ()
-    snapshot: SnapshotMeta | None = None
-    reset_log: bool = False
-    release: tuple[Send, ...] = ()
+    ticket: Final[int]
+    hard_state: Final[HardState | None]
+    entries: Final[tuple[Entry, ...]]
+    snapshot: Final[SnapshotMeta | None]
+    reset_log: Final[bool]
+    release: Final[tuple[Send, ...]]
+
+    def __init__(
+        self,
+        ticket: int,
+        hard_state: HardState | None = None,
+        entries: tuple[Entry, ...] = (),
+        snapshot: SnapshotMeta | None = None,
+        reset_log: bool = False,
+        release: tuple[Send, ...] = (),
+    ) -> None:
+        self.ticket = ticket
+        self.hard_state = hard_state
+        self.entries = entries
+        self.snapshot = snapshot
+        self.reset_log = reset_log
+        self.release = release
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ carries who, the frame carries the group.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from oarlock.raft.types import Entry, Index, NodeId, SnapshotMeta, Term
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)
 class RequestVote:
     """A candidate asks for a vote. (Raft 5.2, 5.4.1; diss. 9.6 for `pre_vote`)
 
@@ -18,34 +18,57 @@ class RequestVote:
     set when the present leader asked for this election: voters then do not protect that leader (diss. 4.2.3, 3.10).
     """
 
-    term: Term
-    last_log_index: Index
-    last_log_term: Term
-    pre_vote: bool = False
-    transfer: bool = False
+    term: Final[Term]
+    last_log_index: Final[Index]
+    last_log_term: Final[Term]
+    pre_vote: Final[bool]
+    transfer: Final[bool]
+
+    def __init__(
+        self, *, term: Term, last_log_index: Index, last_log_term: Term, pre_vote: bool = False, transfer: bool = False
+    ) -> None:
+        self.term = term
+        self.last_log_index = last_log_index
+        self.last_log_term = last_log_term
+        self.pre_vote = pre_vote
+        self.transfer = transfer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)
 class RequestVoteReply:
     """`term` is the request's term when a pre-vote is granted, and the responder's own in every other case."""
 
-    term: Term
-    granted: bool
-    pre_vote: bool = False
+    term: Final[Term]
+    granted: Final[bool]
+    pre_vote: Final[bool]
+
+    def __init__(self, *, term: Term, granted: bool, pre_vote: bool = False) -> None:
+        self.term = term
+        self.granted = granted
+        self.pre_vote = pre_vote
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)
 class AppendEntries:
     """Replicate `entries` after `(prev_log_term, prev_log_index)`. (Raft 5.3). Entries are contiguous."""
 
-    term: Term
-    prev_log_index: Index
-    prev_log_term: Term
-    entries: tuple[Entry, ...]
-    commit_index: Index
+    term: Final[Term]
+    prev_log_index: Final[Index]
+    prev_log_term: Final[Term]
+    entries: Final[tuple[Entry, ...]]
+    commit_index: Final[Index]
+
+    def __init__(
+        self, *, term: Term, prev_log_index: Index, prev_log_term: Term, entries: tuple[Entry, ...], commit_index: Index
+    ) -> None:
+        self.term = term
+        self.prev_log_index = prev_log_index
+        self.prev_log_term = prev_log_term
+        self.entries = entries
+        self.commit_index = commit_index
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)
 class AppendEntriesReply:
     """`index` is the last index that this very request verified (success), or its `prev_log_index` (refusal).
 
@@ -53,14 +76,21 @@ class AppendEntriesReply:
     index not above `prev_log_index` whose term is not above `prev_log_term`, so that whole terms are skipped.
     """
 
-    term: Term
-    success: bool
-    index: Index
-    hint_index: Index = 0
-    hint_term: Term = 0
+    term: Final[Term]
+    success: Final[bool]
+    index: Final[Index]
+    hint_index: Final[Index]
+    hint_term: Final[Term]
+
+    def __init__(self, *, term: Term, success: bool, index: Index, hint_index: Index = 0, hint_term: Term = 0) -> None:
+        self.term = term
+        self.success = success
+        self.index = index
+        self.hint_index = hint_index
+        self.hint_term = hint_term
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)
 class Heartbeat:
     """Sent on a timer and for reads; never waits for a disk. (Raft 5.2; diss. 6.4)
 
@@ -69,40 +99,65 @@ class Heartbeat:
     lease. `lease` says that this leader may serve reads from a lease, so its followers keep to it strictly.
     """
 
-    term: Term
-    commit_index: Index
-    round: int
-    sent: int = 0
-    lease: bool = False
+    term: Final[Term]
+    commit_index: Final[Index]
+    round: Final[int]
+    sent: Final[int]
+    lease: Final[bool]
+
+    def __init__(self, *, term: Term, commit_index: Index, round: int, sent: int = 0, lease: bool = False) -> None:
+        self.term = term
+        self.commit_index = commit_index
+        self.round = round
+        self.sent = sent
+        self.lease = lease
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)
 class HeartbeatReply:
-    term: Term
-    round: int
-    sent: int = 0
+    term: Final[Term]
+    round: Final[int]
+    sent: Final[int]
+
+    def __init__(self, *, term: Term, round: int, sent: int = 0) -> None:
+        self.term = term
+        self.round = round
+        self.sent = sent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)
 class InstallSnapshot:
     """One chunk of a snapshot, at most 1 MiB. (Raft Fig. 13)"""
 
-    term: Term
-    snapshot: SnapshotMeta
-    offset: int
-    data: bytes
-    done: bool
+    term: Final[Term]
+    snapshot: Final[SnapshotMeta]
+    offset: Final[int]
+    data: Final[bytes]
+    done: Final[bool]
+
+    def __init__(self, *, term: Term, snapshot: SnapshotMeta, offset: int, data: bytes, done: bool) -> None:
+        self.term = term
+        self.snapshot = snapshot
+        self.offset = offset
+        self.data = data
+        self.done = done
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)
 class InstallSnapshotReply:
     """`next_offset` is the byte that the receiver wants next; `installed` says that it no longer needs this
     snapshot."""
 
-    term: Term
-    snapshot_index: Index
-    next_offset: int
-    installed: bool = False
+    term: Final[Term]
+    snapshot_index: Final[Index]
+    next_offset: Final[int]
+    installed: Final[bool]
+
+    def __init__(self, *, term: Term, snapshot_index: Index, next_offset: int, installed: bool = False) -> None:
+        self.term = term
+        self.snapshot_index = snapshot_index
+        self.next_offset = next_offset
+        self.installed = installed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,36 +175,50 @@ class TransferLeadership:
     target: NodeId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)
 class ReadIndex:
     """A member asks the leader for a read index for all the reads that it has queued. (diss. 6.4)
 
     `request` is the asker's own counter, never used twice by it.
     """
 
-    term: Term
-    request: int
+    term: Final[Term]
+    request: Final[int]
+
+    def __init__(self, *, term: Term, request: int) -> None:
+        self.term = term
+        self.request = request
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)
 class ReadIndexReply:
     """`index` is 0 when the receiver does not lead, or cannot say yet; the asker tries again."""
 
-    term: Term
-    request: int
-    index: Index
+    term: Final[Term]
+    request: Final[int]
+    index: Final[Index]
+
+    def __init__(self, *, term: Term, request: int, index: Index) -> None:
+        self.term = term
+        self.request = request
+        self.index = index
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)
 class Propose:
     """Proposals that a member passes on to the leader *of this term*; any other leader refuses them. (Raft 8)
 
     `payload` is one group of commands as the sender encoded it; `request` is the sender's counter, for the refusal.
     """
 
-    term: Term
-    request: int
-    payload: bytes
+    term: Final[Term]
+    request: Final[int]
+    payload: Final[bytes]
+
+    def __init__(self, *, term: Term, request: int, payload: bytes) -> None:
+        self.term = term
+        self.request = request
+        self.payload = payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from oarlock.errors import ConfigurationError, Corrupt, DiskFull, Overloaded, StorageError
@@ -65,15 +65,24 @@ SPARE_PREFIX: Final = "spare-"
 TEMPORARY_SUFFIX: Final = ".tmp"
 
 
-@dataclass(frozen=True, slots=True)
 class _Item:
     """One `append`, waiting for `sync`."""
 
-    group: GroupId
-    hard_state: HardState | None
-    entries: Sequence[Entry]
-    snapshot: SnapshotMeta | None
-    reset: bool
+    __slots__ = ("entries", "group", "hard_state", "reset", "snapshot")
+
+    def __init__(
+        self,
+        group: GroupId,
+        hard_state: HardState | None,
+        entries: Sequence[Entry],
+        snapshot: SnapshotMeta | None,
+        reset: bool,
+    ) -> None:
+        self.group = group
+        self.hard_state = hard_state
+        self.entries = entries
+        self.snapshot = snapshot
+        self.reset = reset
 
 
 @dataclass(slots=True)
@@ -431,7 +440,8 @@ class WriteAheadLog:
         # must never be durable before the entries it vouches for, which may have to replace others.
         late = hard is not None and bool(item.entries) and hard.commit >= item.entries[0].index
         if hard is not None:
-            self._put_hard(group, written, replace(hard, commit=item.entries[0].index - 1) if late else hard)
+            early = HardState(hard.term, hard.vote, item.entries[0].index - 1) if late else hard
+            self._put_hard(group, written, early)
         for entry in item.entries:
             index = entry.index
             if index <= written.last_index:

@@ -45,8 +45,10 @@ def attributes(cls: type) -> tuple[str, ...]:
 def _kind(cls: type) -> str:
     if issubclass(cls, Immutable) or issubclass(cls, _PLAIN) or cls is frozenset:
         return "atom"
-    if is_dataclass(cls) and cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        return "atom"
+    if is_dataclass(cls):
+        parameters = cls.__dataclass_params__  # type: ignore[attr-defined]
+        if parameters.frozen or parameters.unsafe_hash:  # the latter have `Final` fields
+            return "atom"
     for builtin, kind in ((list, _LIST), (dict, _DICT), (set, _SET), (deque, _DEQUE), (tuple, _TUPLE)):
         if issubclass(cls, builtin):
             return kind
