@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 
 @dataclass(slots=True)
@@ -113,12 +113,15 @@ class Leases(Protocol):
     def expire_command(self, term: int, ids: list[int], ceilings: list[int]) -> bytes: ...
 
 
-@runtime_checkable
 class LeaseMachine(Protocol):
     """A machine with leases. `restore` may put another object in the place of `leases`."""
 
     @property
     def leases(self) -> Leases: ...
+
+
+def has_leases(machine: object) -> TypeGuard[LeaseMachine]:
+    return hasattr(machine, "leases")
 
 
 class Alarms(Protocol):
@@ -131,7 +134,6 @@ class Alarms(Protocol):
         """Whether the state of `member` is known to differ from what a majority has."""
 
 
-@runtime_checkable
 class AuditMachine(Protocol):
     """A machine whose members compare their states. (docs/explanation/alarms.md)"""
 
@@ -144,6 +146,11 @@ class AuditMachine(Protocol):
         """The command with which the leader of `term` asks `members` members for their digests."""
 
     def audit_report_command(self, member: int, index: int, digest: bytes) -> bytes: ...
+
+
+def is_audited(machine: object) -> TypeGuard[AuditMachine]:
+    names = ("alarms", "hash", "audit_mark_command", "audit_report_command")
+    return all(hasattr(machine, name) for name in names)
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from oarlock.errors import (
     RaftError,
     Stopped,
 )
-from oarlock.machines.base import AuditMachine, Checkpoint, LeaseMachine, Machine, TidyMachine
+from oarlock.machines.base import Checkpoint, Machine, TidyMachine, has_leases, is_audited
 from oarlock.node.replica.audit import Auditor
 from oarlock.node.replica.batch import (
     BATCH_BYTES_MAX,
@@ -233,10 +233,9 @@ class Member:
         self.malformed_forwards = 0
 
         self._keeper: LeaseKeeper | None = None
-        leasing: object = machine
-        if isinstance(leasing, LeaseMachine):
+        if has_leases(machine):
             self._keeper = LeaseKeeper(
-                leasing,
+                machine,
                 timeout_ns=self._timeout_ns,
                 retry_ns=config.election_timeout_ns,
                 pause_ns=config.heartbeat_interval_ns,
@@ -244,9 +243,8 @@ class Member:
             )
         self._lease_round = NUMBER_MAX  # tokens of the keeper's read rounds
         self._auditor: Auditor | None = None
-        audited: object = machine
-        if isinstance(audited, AuditMachine):
-            self._auditor = Auditor(audited, self.id, self.limits.audit_interval_ns, now)
+        if is_audited(machine):
+            self._auditor = Auditor(machine, self.id, self.limits.audit_interval_ns, now)
         self._disk_sick = False
         self._changes = Reconfiguration(
             self.raft,

@@ -106,7 +106,9 @@ class Pending:
         return list(self._by_first.values())
 
     def oldest(self) -> Group | None:
-        return next(iter(self._by_first.values()), None)
+        for group in self._by_first.values():
+            return group
+        return None
 
 
 class Reads:
@@ -148,23 +150,27 @@ class Reads:
         return done
 
     def expired(self, now: int) -> list[int]:
-        tokens = []
-        for token, deadline in list(self._asked.items()):
+        tokens: list[int] = []
+        for token, deadline in self._asked.items():
             if deadline > now:
                 break
-            del self._asked[token]
             tokens.append(token)
+        for token in tokens:
+            del self._asked[token]
         if self._waiting:
             tokens += [token for _, token, deadline in self._waiting if deadline <= now]
             self._waiting = [item for item in self._waiting if item[2] > now]
         return tokens
 
     def deadline(self) -> int | None:
-        first = next(iter(self._asked.values()), None)
-        waiting = min((deadline for _, _, deadline in self._waiting), default=None)
-        if first is None or waiting is None:
-            return waiting if first is None else first
-        return min(first, waiting)
+        found: int | None = None
+        for deadline in self._asked.values():
+            found = deadline
+            break
+        for _, _, deadline in self._waiting:
+            if found is None or deadline < found:
+                found = deadline
+        return found
 
     def all(self) -> list[int]:
         """Every token; none is left."""
