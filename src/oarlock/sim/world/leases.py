@@ -195,24 +195,27 @@ def _small(number: int) -> bytearray:
 class LeaseWorldMachine(WorldMachine):
     """Lets the keeper and the auditor see what they need of the key-value machine."""
 
-    inner: KvMachine
+    @property
+    def _kv(self) -> KvMachine:
+        assert isinstance(self.inner, KvMachine)
+        return self.inner
 
     @property
     def leases(self) -> Any:
-        return self.inner.leases
+        return self._kv.leases
 
     @property
     def alarms(self) -> Any:
-        return self.inner.alarms
+        return self._kv.alarms
 
     def hash(self) -> bytes:
-        return self.inner.hash()
+        return self._kv.hash()
 
     def audit_mark_command(self, term: int, members: int) -> bytes:
-        return self.inner.audit_mark_command(term, members)
+        return self._kv.audit_mark_command(term, members)
 
     def audit_report_command(self, member: int, index: int, digest: bytes) -> bytes:
-        return self.inner.audit_report_command(member, index, digest)
+        return self._kv.audit_report_command(member, index, digest)
 
 
 class LeaseApplication(KvApplication):

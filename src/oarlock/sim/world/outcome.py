@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +119,19 @@ def run_replay(
     recording: Recording | None = None,
 ) -> Outcome:
     """Run what a replay describes, with the key-value machine or another application."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _run_replay(replay, keep, application, recording)
+    finally:
+        if collecting:
+            gc.collect(0)  # the world is gone, and nothing that was there before it has to be looked at
+            gc.enable()
+
+
+def _run_replay(
+    replay: Replay, keep: int | None, application: Application | None, recording: Recording | None
+) -> Outcome:
     outcome = Outcome(replay.seed)
     world: World | None = None
     try:

@@ -13,6 +13,8 @@ from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import Any, Final
 
+import msgspec
+
 from oarlock.node.replica import MemberLimits
 from oarlock.node.replica import events as ev
 from oarlock.node.replica.sessions import plain
@@ -214,9 +216,7 @@ class World:
     def digest(self) -> str:
         """A digest of everything that happened: equal for equal runs, in every process."""
         whole = blake2b(digest_size=16)
-        whole.update(repr(self._log).encode())
-        whole.update(repr(sorted(self.oracle.hashes.items())).encode())
-        whole.update(repr(self.oracle.committed).encode())
+        whole.update(msgspec.msgpack.encode((self._log, sorted(self.oracle.hashes.items()), self.oracle.committed)))
         return whole.hexdigest()
 
     def outranked(self, process: Process) -> bool:
