@@ -31,10 +31,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
-READY_SECONDS: Final = 30.0
+READY_SECONDS: Final = 120.0
 """How long a member may take to answer `/health` after its start, unless the caller says otherwise."""
 
-STOP_SECONDS: Final = 20.0
+STOP_SECONDS: Final = 60.0
 """How long a member may take to end after SIGTERM."""
 
 POLL_SECONDS: Final = 0.02
@@ -44,7 +44,7 @@ LOG_TAIL_LINES: Final = 30
 # on a member's port while that member is down.
 _PORT_FIRST: Final = 10240
 _PORT_LAST: Final = 32000
-_PORT_ATTEMPTS: Final = 1000
+_PORT_ATTEMPTS: Final = 20_000
 
 
 class ClusterError(Exception):
@@ -105,6 +105,19 @@ def find_program(name: str) -> str:
 
 _ports_lock = threading.Lock()
 _ports_given: set[int] = set()
+_ports_share = (0, 1)
+
+
+def share_ports(number: int, of: int) -> None:
+    """From now on `free_ports` gives only every `of`-th port, beginning with `number`.
+
+    For processes that start members at the same time, each with a number of its own: between the choice of a port and
+    the moment a member listens on it, and while that member is down, the others must not choose it too.
+    """
+    global _ports_share
+    if not 0 <= number < of:
+        raise ValueError(f"share {number} of {of} does not exist: shares count from 0")
+    _ports_share = (number, of)
 
 
 def free_ports(count: int) -> list[int]:
@@ -116,7 +129,7 @@ def free_ports(count: int) -> list[int]:
             if len(ports) == count:
                 return ports
             port = chance.randint(_PORT_FIRST, _PORT_LAST)
-            if port in _ports_given:
+            if port in _ports_given or port % _ports_share[1] != _ports_share[0]:
                 continue
             with socket.socket() as probe:
                 try:
@@ -159,6 +172,8 @@ class MemberProcess:
         self.log_path = log_path
         self.client_port = client_port
         self.peer_port = peer_port
+        self.host = "127.0.0.1"
+        self.before: tuple[str, ...] = ()  # the start of the command line: a program that runs the member elsewhere
         self.extra_flags: tuple[str, ...] = ()
         self.initial_cluster_state = "new"
         self.initial_cluster = ""  # empty: the cluster's own
@@ -170,7 +185,7 @@ class MemberProcess:
     @property
     def endpoint(self) -> str:
         """`host:port` for clients."""
-        return f"127.0.0.1:{self.client_port}"
+        return f"{self.host}:{self.client_port}"
 
     @property
     def client_url(self) -> str:
@@ -178,7 +193,7 @@ class MemberProcess:
 
     @property
     def peer_url(self) -> str:
-        return f"http://127.0.0.1:{self.peer_port}"
+        return f"http://{self.host}:{self.peer_port}"
 
     @property
     def pid(self) -> int:
@@ -199,6 +214,7 @@ class MemberProcess:
         """The whole command line."""
         program = self.cluster.program
         return [
+            *self.before,
             *program.command,
             f"--name={self.name}",
             f"--data-dir={self.data_dir}",
@@ -260,13 +276,17 @@ class MemberProcess:
         if process is None:
             raise ClusterError(f"member {self.name} was never started")
         try:
-            return process.wait(seconds)
+            code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise ClusterError(f"member {self.name} still runs after {seconds:g} s\n{self.log_tail()}") from None
+        with self._lock:
+            if process is self._process:  # else another thread has started it again
+                self._close_log()
+        return code
 
     def healthy(self, *, timeout: float = 2.0) -> bool:
         """Whether `/health` says that the member serves and knows a leader."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.client_port, timeout=timeout)
+        connection = http.client.HTTPConnection(self.host, self.client_port, timeout=timeout)
         try:
             connection.request("GET", "/health")
             response = connection.getresponse()
@@ -335,6 +355,7 @@ class LocalCluster:
         self._closed = False
         ports = free_ports(2 * size)
         self.members: list[MemberProcess] = []
+        self._made: list[MemberProcess] = []  # also those that a caller has taken out of `members`
         for number in range(size):
             name = f"{prefix}{number + 1}"
             self.members.append(
@@ -347,6 +368,7 @@ class LocalCluster:
                     ports[2 * number + 1],
                 )
             )
+        self._made += self.members
         self.initial_cluster = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
         atexit.register(self.close)
 
@@ -378,6 +400,7 @@ class LocalCluster:
         )
         member.initial_cluster_state = "existing"
         self.members.append(member)
+        self._made.append(member)
         return member
 
     def start(self, *, ready_seconds: float = READY_SECONDS) -> None:
@@ -394,9 +417,13 @@ class LocalCluster:
 
     def kill_all(self) -> None:
         """SIGKILL to every member, as if the power went off (the disks keep what they were given)."""
-        for member in self.members:
+        self._kill(self.members)
+
+    @staticmethod
+    def _kill(members: Sequence[MemberProcess]) -> None:
+        for member in members:
             member.signal(signal.SIGKILL)
-        for member in self.members:
+        for member in members:
             member.kill()
 
     def logs(self, lines: int = LOG_TAIL_LINES) -> str:
@@ -408,7 +435,7 @@ class LocalCluster:
         if self._closed:
             return
         self._closed = True
-        self.kill_all()
+        self._kill(self._made)
         self._launcher.shutdown()
         atexit.unregister(self.close)
         if self._own_directory:
