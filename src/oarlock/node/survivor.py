@@ -82,12 +82,19 @@ class Recovered:
     kept: Path  # the old directory
 
 
+def _after_the_mark(state: GroupState) -> list[Entry]:
+    """What the log holds beyond its snapshot or checkpoint. A member keeps some entries before it, for slow peers; they
+    are in the machine's state already, and the new log begins behind it."""
+    return [entry for entry in state.entries if entry.index > state.snapshot.index]
+
+
 def _read(state: GroupState, identity: Identity) -> Survey:
     configuration = state.snapshot.configuration
-    for entry in state.entries:
+    entries = _after_the_mark(state)
+    for entry in entries:
         if entry.kind == EntryKind.CONFIG:
             configuration = decode_configuration(entry.payload)
-    last = state.entries[-1] if state.entries else None
+    last = entries[-1] if entries else None
     others = [info for info in configuration.members if info.id != identity.member_id]
     return Survey(
         identity=identity,
@@ -155,7 +162,7 @@ def recover(data_dir: str, *, segment_bytes: int = SEGMENT_BYTES) -> Recovered:
             segment_bytes=segment_bytes,
             hard_state=HardState(term=term, vote=identity.member_id, commit=found.commit_index),
             mark=state.snapshot,
-            entries=[*state.entries, entry],
+            entries=[*_after_the_mark(state), entry],
         )
         note = directory.path / NOTE
         note.write_text("\n".join([*found.lines(), f"now cluster {identity.cluster_id:x} of this member alone", ""]))
