@@ -52,7 +52,6 @@ def scheduler() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-@pytest.mark.xdist_group("dask")
 @pytest.mark.slow
 class TestDask:
     def test_a_cluster_gives_the_same(self, scheduler: str, plain: dict[int, str]) -> None:
@@ -98,7 +97,7 @@ def test_the_lowest_failing_seed_is_among_the_outcomes(monkeypatch: pytest.Monke
 
 def wait_until_at_work(pid: int, count: int) -> None:
     """Until so many children of a process have used more processor time than starting takes, however busy we are."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 250
     tick = os.sysconf("SC_CLK_TCK")
     while time.monotonic() < deadline:
         busy = 0
@@ -128,7 +127,7 @@ def test_ctrl_c_ends_with_a_summary(tmp_path: Path) -> None:
     try:
         wait_until_at_work(process.pid, 2)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=250)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
