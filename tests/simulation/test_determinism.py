@@ -81,7 +81,7 @@ def digests(seeds: list[int], hash_seed: str, interval: str, directory: Path, *,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=250,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

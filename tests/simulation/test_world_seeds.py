@@ -78,7 +78,7 @@ def test_a_seed_is_the_same_in_every_process() -> None:
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
+            timeout=250,
         ).stdout
         for hash_seed in ("1", "77")
     }

@@ -161,7 +161,7 @@ def op(request: Any) -> Any:
 class EtcdClient:
     """A connection to one member. Methods raise `grpc.RpcError`; `timeout` is in seconds."""
 
-    def __init__(self, endpoint: str, *, timeout: float = 10.0, options: tuple[tuple[str, Any], ...] = ()) -> None:
+    def __init__(self, endpoint: str, *, timeout: float = 60.0, options: tuple[tuple[str, Any], ...] = ()) -> None:
         self.endpoint = endpoint
         self.timeout = timeout
         self.channel = grpc.insecure_channel(
@@ -242,11 +242,11 @@ class EtcdClient:
 
     def snapshot(self) -> Any:
         """An iterator over the stream of a snapshot."""
-        return self._snapshot(M["SnapshotRequest"](), timeout=60)
+        return self._snapshot(M["SnapshotRequest"](), timeout=120)
 
     def everything(self, *, serializable: bool = True) -> Any:
         """The whole store as this member has it."""
-        return self.call("Range", key=ALL_KEYS, range_end=ALL_KEYS, serializable=serializable, timeout=60)
+        return self.call("Range", key=ALL_KEYS, range_end=ALL_KEYS, serializable=serializable, timeout=120)
 
 
 def never_sent(error: grpc.RpcError) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.environments import ROOT
 
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 class Program:

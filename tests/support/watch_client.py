@@ -79,7 +79,7 @@ class WatchClient:
         self._call.cancel()
         self._requests.put(None)
 
-    def wait(self, condition: Any, what: str, timeout_s: float = 30.0) -> None:
+    def wait(self, condition: Any, what: str, timeout_s: float = 120.0) -> None:
         """Until `condition(answers)`."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -95,7 +95,7 @@ class WatchClient:
     def events(self, watch_id: int = 0) -> list[Any]:
         return [event for answer in list(self.answers) if answer.watch_id == watch_id for event in answer.events]
 
-    def wait_events(self, count: int, watch_id: int = 0, timeout_s: float = 30.0) -> list[Any]:
+    def wait_events(self, count: int, watch_id: int = 0, timeout_s: float = 120.0) -> list[Any]:
         self.wait(
             lambda answers: sum(len(a.events) for a in answers if a.watch_id == watch_id) >= count,
             f"event {count} of watch {watch_id}",

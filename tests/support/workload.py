@@ -66,7 +66,7 @@ class Workload:
         if self.errors:
             raise self.errors[0]
 
-    def wait_progress(self, calls: int, *, seconds: float = 30.0) -> None:
+    def wait_progress(self, calls: int, *, seconds: float = 120.0) -> None:
         """Wait until `calls` more have been answered. Raises `ClusterError`: the cluster has stopped serving."""
         goal = self.acknowledgements + calls
         deadline = time.monotonic() + seconds

@@ -43,7 +43,7 @@ def injected(
     finally:
         tracer.send_signal(signal.SIGTERM)
         try:
-            tracer.wait(10)
+            tracer.wait(60)
         except subprocess.TimeoutExpired:
             tracer.kill()
             tracer.wait()
@@ -57,7 +57,7 @@ def log_files(member: MemberProcess) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("victim", ["leader", "follower"])
 @pytest.mark.parametrize(
     "calls",
@@ -65,7 +65,7 @@ def log_files(member: MemberProcess) -> list[Path]:
     ids=["EIO-on-sync", "EIO-on-write"],
 )
 def test_eio_stops_the_member_and_only_it(calls: str, victim: str, tmp_path: Path) -> None:
-    with cluster_of(3) as cluster:
+    with cluster_of(3, steady=False) as cluster:
         leader = find_leader(cluster)
         failing = leader if victim == "leader" else next(member for member in cluster.members if member is not leader)
         trace = tmp_path / "trace"
@@ -74,7 +74,7 @@ def test_eio_stops_the_member_and_only_it(calls: str, victim: str, tmp_path: Pat
             # A sync fails whatever its file; a failing write must not hit the sockets, so the files are named.
             paths = [] if "sync" in calls else log_files(failing)
             with injected(failing, calls, "error=EIO", paths=paths, log=trace):
-                code = failing.wait_exit(seconds=60)
+                code = failing.wait_exit()
             assert code != 0
             if not runs_etcd():
                 assert code == Exit.STORAGE, f"ended with {code}\n{failing.log_tail()}"
@@ -151,10 +151,10 @@ def fill(place: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_full_disk_stops_at_most_its_member_and_loses_nothing(tmp_path: Path) -> None:
     """One member's disk fills up while clients write large values: the others go on; with space again it catches up."""
-    with small_disk(tmp_path / "disk", TMPFS_MB) as disk, cluster_of(3, start=False) as cluster:
+    with small_disk(tmp_path / "disk", TMPFS_MB) as disk, cluster_of(3, start=False, steady=False) as cluster:
         failing = cluster.members[2]
         failing.data_dir = disk / "data"
         cluster.start()
@@ -171,7 +171,7 @@ def test_full_disk_stops_at_most_its_member_and_loses_nothing(tmp_path: Path) ->
             (disk / FILLER).unlink()
             if not failing.running:
                 failing.start()
-            failing.wait_ready()
+            failing.wait_ready(seconds=300)
             workload.wait_progress(100)
         rows = assert_all_equal(cluster)
     assert_nothing_lost(rows, workload)
@@ -189,4 +189,4 @@ def writes_large_values(cluster: LocalCluster, member: MemberProcess, megabytes:
                     return False
                 return True
 
-            wait_until(put, 30, f"large value {number} accepted")
+            wait_until(put, 120, f"large value {number} accepted")

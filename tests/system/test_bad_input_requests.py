@@ -114,7 +114,7 @@ def test_body_that_is_no_protobuf(client: EtcdClient) -> None:
     for body in (b"\xff" * 40, b"\x0a\xff\xff\xff\x7f", b"\x0a"):
         call = client.channel.unary_unary("/etcdserverpb.KV/Put")
         with pytest.raises(grpc.RpcError) as caught:
-            call(body, timeout=10)
+            call(body, timeout=120)
         assert isinstance(caught.value, grpc.Call)
         assert caught.value.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT)
 
@@ -122,6 +122,6 @@ def test_body_that_is_no_protobuf(client: EtcdClient) -> None:
 def test_unknown_method_and_service(client: EtcdClient) -> None:
     for path in ("/etcdserverpb.KV/Nothing", "/nobody.Nothing/Put"):
         with pytest.raises(grpc.RpcError) as caught:
-            client.channel.unary_unary(path)(b"", timeout=10)
+            client.channel.unary_unary(path)(b"", timeout=120)
         assert isinstance(caught.value, grpc.Call)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -18,7 +18,7 @@ from oarlock.cli.local_cluster import LocalCluster, MemberProcess
 from oarlock.storage.records import PREAMBLE_BYTES, pack_preamble, unpack_preamble
 
 pytestmark = pytest.mark.skipif(runs_etcd(), reason="exit codes and texts of our own")
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 
 @pytest.fixture

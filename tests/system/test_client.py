@@ -38,7 +38,7 @@ from oarlock.client import (
 )
 from oarlock.client.sync import Client as SyncClient
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(400)
 
 
 def synchronous(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -71,13 +71,18 @@ def all_run(request: pytest.FixtureRequest) -> Iterator[None]:
         for member in cluster.members:
             member.signal(signal.SIGCONT)
         cluster.start()
-        with SyncClient(cluster.endpoints, timeout=30) as client:
-            client.delete("", prefix=True)
+        with SyncClient(cluster.endpoints, timeout=120) as client:
+            while True:
+                try:
+                    client.delete("", prefix=True)
+                    break
+                except Unavailable:  # who leads may be changing still
+                    time.sleep(0.05)
 
 
 @asynccontextmanager
 async def connected(cluster: LocalCluster, **options: Any) -> AsyncIterator[Client]:
-    async with Client(cluster.endpoints, **{"timeout": 30, **options}) as client:
+    async with Client(cluster.endpoints, **{"timeout": 120, **options}) as client:
         yield client
 
 
@@ -197,7 +202,7 @@ async def test_a_watch_goes_on_when_its_member_is_killed(cluster: LocalCluster) 
                         await asyncio.sleep(0.05)
             await writer.delete("w3")
             await writer.put("w-end", "")
-            await asyncio.wait_for(following, 60)
+            await asyncio.wait_for(following, 240)
         revisions = [event.kv.mod_revision for event in seen]
         assert revisions == sorted(set(revisions)), "in order, none twice"
         numbers = [int(event.kv.value) for event in seen if event.kind == "put" and event.kv.value]
@@ -215,14 +220,14 @@ async def test_a_watch_survives_a_member_that_hangs(cluster: LocalCluster) -> No
             victim = next(m for m in cluster.members if m.endpoint.endswith(client.endpoint.rpartition(":")[2]))
             victim.signal(signal.SIGSTOP)
             others = [member.endpoint for member in cluster.members if member is not victim]
-            async with Client(others, timeout=30) as writer:
+            async with Client(others, timeout=120) as writer:
                 while True:
                     try:
                         await writer.put("h", "after")
                         break
                     except (Unavailable, DeadlineExceeded):
                         await asyncio.sleep(0.1)
-            event = await asyncio.wait_for(anext(watch), 60)
+            event = await asyncio.wait_for(anext(watch), 240)
             assert event.kv.text == "after"
 
 
@@ -246,13 +251,13 @@ async def test_compaction_is_told_or_made_up_for(cluster: LocalCluster) -> None:
             await client.delete("c")
             await client.put("c", "6")
             await client.compact((await client.range("c")).revision)
-            difference = [await asyncio.wait_for(anext(resyncing), 30) for _ in range(2)]
+            difference = [await asyncio.wait_for(anext(resyncing), 240) for _ in range(2)]
             assert {(event.kind, event.kv.key, event.kv.text) for event in difference} == {
                 ("put", b"c", "6"),
                 ("put", b"d", "new"),
             }
             await client.delete("d")
-            last = await asyncio.wait_for(anext(resyncing), 30)
+            last = await asyncio.wait_for(anext(resyncing), 240)
             assert (last.kind, last.kv.key) == ("delete", b"d")
         with pytest.raises(Compacted) as error:
             await anext(client.watch("c", start_revision=now))
@@ -264,9 +269,9 @@ async def test_compaction_is_told_or_made_up_for(cluster: LocalCluster) -> None:
 @synchronous
 async def test_a_lease_lives_as_long_as_its_body(cluster: LocalCluster) -> None:
     async with connected(cluster) as client:
-        async with client.lease(2) as lease:
+        async with client.lease(5) as lease:
             await client.put("leased", "x", lease=lease)
-            await asyncio.sleep(3.5)
+            await asyncio.sleep(7)
             assert lease.valid and await client.get("leased") is not None
             told = await lease.time_to_live(keys=True)
             assert 0 < told.TTL <= lease.ttl and list(told.keys) == [b"leased"]
@@ -383,9 +388,9 @@ async def test_a_user_logs_in_and_again_when_the_token_is_gone(cluster: LocalClu
             request("AuthEnable"),
         ):
             await client.call(*each, reads=False)
-    root = Client(cluster.endpoints, user="root", password="root password", timeout=30)
+    root = Client(cluster.endpoints, user="root", password="root password", timeout=120)
     for endpoint in cluster.endpoints:  # until each member has applied it
-        async with Client(endpoint, user="root", password="root password", timeout=30) as each_member:
+        async with Client(endpoint, user="root", password="root password", timeout=120) as each_member:
             while True:
                 try:
                     await each_member.get("a")
@@ -418,7 +423,7 @@ async def test_a_user_logs_in_and_again_when_the_token_is_gone(cluster: LocalClu
 
 def test_threads(cluster: LocalCluster) -> None:
     before = set(threading.enumerate())
-    with SyncClient(cluster.endpoints, timeout=30) as client:
+    with SyncClient(cluster.endpoints, timeout=120) as client:
         client.put("t", "1")
         assert [item.text for item in client.scan("t")] == ["1"]
         with client.watch("t") as watch:

@@ -76,9 +76,9 @@ def test_members_outlive_the_thread_that_started_them() -> None:
             cluster.members[0].start()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_members_are_killed_frozen_and_restarted() -> None:
-    with cluster_of(3) as cluster:
+    with cluster_of(3, steady=False) as cluster:
         with EtcdClient(cluster.endpoints[0]) as client:
             client.put(b"k", b"v")
         leader = find_leader(cluster)

@@ -51,7 +51,7 @@ def counts(program: Program) -> list[int]:
     return [int(line.split()[0]) for line in program.lines if re.match(r"\d+ (leader|by n\d)", line)]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_three_copies_of_one_file_count_on_when_one_is_killed(copies: Callable[[str], list[Program]]) -> None:
     """examples/counter.py"""
     programs = copies("counter.py")
@@ -76,7 +76,7 @@ def test_three_copies_of_one_file_count_on_when_one_is_killed(copies: Callable[[
     assert len(missing) <= 4, f"{missing}: only a command under way at a kill or a stop may have had no answer"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_paused_writer_is_refused(copies: Callable[[str], list[Program]]) -> None:
     """examples/one_writer.py"""
     programs = copies("one_writer.py")

@@ -11,7 +11,6 @@ import contextlib
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -21,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.clusters import find_leader
+from tests.support.clusters import STEADY, find_leader
 from tests.support.single_backend import SingleBackend, make_machine
 
 from oarlock.api import proto
 from oarlock.api.metrics import Metrics
 from oarlock.api.server import start_api
-from oarlock.cli.local_cluster import LocalCluster, oarlock_program
+from oarlock.cli.local_cluster import LocalCluster, free_ports, oarlock_program
 
 grpc = pytest.importorskip("grpc")
 
@@ -121,7 +120,7 @@ class Target:
         """What is compared: the response without ids and terms, or code and text of the error."""
         name, message = request
         try:
-            response = self.stubs[name](message, timeout=20, wait_for_ready=True)
+            response = self.stubs[name](message, timeout=120, wait_for_ready=True)
         except grpc.RpcError as error:
             return ("error", error.code().name, error.details())
         settle_ties(message, response)
@@ -136,14 +135,8 @@ class Target:
         self.send(("DeleteRange", M["DeleteRangeRequest"](key=b"\0", range_end=b"\0")))
 
     def revision(self) -> int:
-        response = self.stubs["Range"](M["RangeRequest"](key=b"x"), timeout=20, wait_for_ready=True)
+        response = self.stubs["Range"](M["RangeRequest"](key=b"x"), timeout=120, wait_for_ready=True)
         return int(response.header.revision)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def find_etcd() -> str | None:
@@ -160,7 +153,7 @@ def real(tmp_path: Path) -> Iterator[Callable[[], Target]]:
     running: list[tuple[subprocess.Popen[bytes], Target]] = []
 
     def start() -> Target:
-        client, peer = free_port(), free_port()
+        client, peer = free_ports(2)
         directory = tmp_path / f"etcd-{len(running)}"
         process = subprocess.Popen(
             [
@@ -186,10 +179,10 @@ def real(tmp_path: Path) -> Iterator[Callable[[], Target]]:
         )
         target = Target(f"127.0.0.1:{client}")
         running.append((process, target))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while target.send(("Range", M["RangeRequest"](key=b"x")))[0] != "ok":
             assert process.poll() is None, f"etcd ended with status {process.returncode}"
-            assert time.monotonic() < deadline, "etcd did not answer within 30 s"
+            assert time.monotonic() < deadline, "etcd did not answer within 120 s"
         return target
 
     yield start
@@ -199,7 +192,7 @@ def real(tmp_path: Path) -> Iterator[Callable[[], Target]]:
         for child in _children(process.pid):
             os.kill(child, 15)
         process.terminate()
-        process.wait(10)
+        process.wait(120)
 
 
 def _children(pid: int) -> list[int]:
@@ -220,7 +213,7 @@ def _cluster() -> Iterator[Callable[[], Target]]:
     with contextlib.ExitStack() as stack:
 
         def start() -> Target:
-            cluster = stack.enter_context(LocalCluster(oarlock_program(), 3))
+            cluster = stack.enter_context(LocalCluster(oarlock_program().with_flags(*STEADY), 3))
             cluster.start()
             leader = find_leader(cluster)
             target = Target(next(member.endpoint for member in cluster.members if member is not leader))
@@ -241,7 +234,7 @@ def _api() -> Iterator[Callable[[], Target]]:
         async def serve() -> Any:
             return await start_api(SingleBackend(make_machine()), ["http://127.0.0.1:0"], Metrics())
 
-        server = asyncio.run_coroutine_threadsafe(serve(), loop).result(10)
+        server = asyncio.run_coroutine_threadsafe(serve(), loop).result(120)
         servers.append(server)
         targets.append(Target(server.addresses[0].removeprefix("http://")))
         return targets[-1]
@@ -250,9 +243,9 @@ def _api() -> Iterator[Callable[[], Target]]:
     for target in targets:
         target.channel.close()
     for server in servers:
-        asyncio.run_coroutine_threadsafe(server.close(0.1), loop).result(10)
+        asyncio.run_coroutine_threadsafe(server.close(0.1), loop).result(120)
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(120)
     loop.close()
 
 

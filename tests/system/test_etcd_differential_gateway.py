@@ -52,7 +52,7 @@ class Http:
     def __init__(self, target: Target) -> None:
         self.address = target.address
         self.token: str | None = None
-        self._connection = http.client.HTTPConnection(self.address, timeout=20)
+        self._connection = http.client.HTTPConnection(self.address, timeout=120)
 
     def ask(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
         text = body if isinstance(body, (bytes, str)) else json.dumps(body)
@@ -67,7 +67,7 @@ class Http:
         return answer.status, lines[0] if len(lines) == 1 else lines
 
     def lines(self, path: str, body: str) -> Iterator[Any]:
-        connection = http.client.HTTPConnection(self.address, timeout=20)
+        connection = http.client.HTTPConnection(self.address, timeout=120)
         connection.request("POST", path, body=body, headers={"Authorization": self.token} if self.token else {})
         answer = connection.getresponse()
         try:
@@ -213,7 +213,7 @@ def test_the_script_is_whole() -> None:
     assert {path for path, _ in SCRIPT} | set(NOT_HERE) == every
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_every_path(pair: Pair) -> None:
     for path, body in SCRIPT:
         if path == "/v3/cluster/member/list":
@@ -244,7 +244,7 @@ TEXTS = [  # of requests for a range
 ]  # fmt: skip
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_what_is_json(pair: Pair) -> None:
     pair.same("/v3/kv/put", {"key": K, "value": V})
     for text in TEXTS:
@@ -263,7 +263,7 @@ def test_what_is_json(pair: Pair) -> None:
     )
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_random_key_values(pair: Pair) -> None:
     """Requests made at random over a few keys, some with wrong types."""
     draw = random.Random(SEED)
@@ -292,7 +292,7 @@ def test_random_key_values(pair: Pair) -> None:
         pair.same(path, body)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_streams(pair: Pair) -> None:
     for value in ("1", "2"):
         pair.same("/v3/kv/put", {"key": K, "value": b64(value)})
@@ -314,7 +314,7 @@ def test_streams(pair: Pair) -> None:
         assert len(base64.b64decode(lines[-1]["result"]["blob"])) == 32, "a digest ends it"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_authentication(pair: Pair) -> None:
     for user in ("root", "u"):
         pair.same("/v3/auth/user/add", {"name": user, "password": "pw"})

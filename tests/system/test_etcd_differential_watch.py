@@ -25,7 +25,7 @@ __all__ = ["ours", "real"]  # fixtures
 SETTLE_S = 0.4
 """etcd looks every 100 ms for watches that are behind."""
 
-AGREE_SECONDS = 15.0
+AGREE_SECONDS = 120.0
 
 
 def m(name: str, **fields: Any) -> Any:
@@ -67,7 +67,7 @@ class Side:
             path, request_serializer=lambda r: r.SerializeToString(), response_deserializer=answers.FromString
         )
         try:
-            answer = call(request, timeout=20)
+            answer = call(request, timeout=120)
         except grpc.RpcError as error:
             return ("error", error.code().name, error.details())
         forget_ids(answer.header)

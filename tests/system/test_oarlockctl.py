@@ -36,7 +36,7 @@ REFUSED = [
 def run(program: list[str], line: str, endpoint: str) -> tuple[str, int]:
     """What a command line prints, ids and revisions left out, and its exit code."""
     done = subprocess.run(
-        [*program, *line.split(), f"--endpoints={endpoint}"], input=b"typed\n", capture_output=True, timeout=60,
+        [*program, *line.split(), f"--endpoints={endpoint}"], input=b"typed\n", capture_output=True, timeout=120,
         env={**os.environ, "ETCDCTL_API": "3"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0 or b"Error: " in done.stderr, (line, done.stderr)

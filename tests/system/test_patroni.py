@@ -25,7 +25,7 @@ LONGER_THAN_TTL_S = 25
 
 @pytest.fixture(scope="module")
 def oarlock() -> Iterator[LocalCluster]:
-    with cluster_of(3) as cluster:
+    with cluster_of(3, steady=False) as cluster:
         yield cluster
 
 

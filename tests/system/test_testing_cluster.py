@@ -15,8 +15,6 @@ from oarlock.machines.volatile import VolatileMachine
 from oarlock.pytest_plugin import cluster  # noqa: F401 - the fixture, also where the plug-in is not loaded
 from oarlock.testing import Cluster, ClusterFailed
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("testing-cluster")]
-
 
 class Counter(VolatileMachine):
     def __init__(self) -> None:

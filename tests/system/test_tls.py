@@ -16,13 +16,13 @@ from tests.system.test_etcdctl_cluster import etcdctl_path
 
 from oarlock.cli.local_cluster import free_ports, wait_until
 
-pytestmark = pytest.mark.timeout(200)
-SECONDS = 60.0
+pytestmark = pytest.mark.timeout(400)
+SECONDS = 120.0
 
 
 def cli(*arguments: str, code: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "oarlock", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "oarlock", *arguments], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == code, f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -65,17 +65,17 @@ class Server:
         self.process.wait()
         self._out.close()
 
-    def ctl(self, *arguments: str, version: str = "3.5") -> subprocess.CompletedProcess[str]:
+    def ctl(self, *arguments: str, version: str = "3.5", seconds: int = 60) -> subprocess.CompletedProcess[str]:
         command = [
-            etcdctl_path(version), f"--endpoints={self.endpoint}", "--dial-timeout=3s", "--command-timeout=5s",
-            *arguments,
+            etcdctl_path(version), f"--endpoints={self.endpoint}", f"--dial-timeout={seconds}s",
+            f"--command-timeout={seconds}s", *arguments,
         ]  # fmt: skip
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     def s_client(self, *arguments: str) -> str:
         """What openssl says of a handshake."""
         command = ["openssl", "s_client", "-connect", f"127.0.0.1:{self.client_port}", "-alpn", "h2", *arguments]
-        done = subprocess.run(command, input="", capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, input="", capture_output=True, text=True, timeout=120, check=False)
         return done.stdout + done.stderr
 
 
@@ -111,7 +111,7 @@ def test_etcdctl_needs_a_client_certificate(pki: Path, tmp_path: Path, version: 
     with Server(tmp_path, *served(pki), "--client-cert-auth") as server:
         assert server.ctl("put", "k", "v", *of(pki, "alice"), version=version).stdout == "OK\n"
         assert server.ctl("get", "k", *of(pki, "alice"), version=version).stdout == "k\nv\n"
-        assert server.ctl("get", "k", f"--cacert={pki}/ca.pem", version=version).returncode != 0
+        assert server.ctl("get", "k", f"--cacert={pki}/ca.pem", version=version, seconds=5).returncode != 0
         asked = ["--endpoints", server.endpoint, "--cacert", f"{pki}/ca.pem"]
         shown = [*asked, "--cert", f"{pki}/client-alice.pem", "--key", f"{pki}/client-alice-key.pem"]
         assert "1 keys" in cli("snapshot", "save", str(tmp_path / "b.db"), *shown)
@@ -120,7 +120,7 @@ def test_etcdctl_needs_a_client_certificate(pki: Path, tmp_path: Path, version: 
         cli("pki", "init", "--dir", str(other))
         cli("pki", "client", "alice", "--dir", str(other))
         foreign = [f"--cacert={pki}/ca.pem", *of(other, "alice")[1:]]
-        assert server.ctl("get", "k", *foreign, version=version).returncode != 0
+        assert server.ctl("get", "k", *foreign, version=version, seconds=5).returncode != 0
 
 
 def test_a_revoked_certificate_is_refused_on_every_listener_once_the_list_has_changed(
@@ -143,7 +143,7 @@ def test_a_revoked_certificate_is_refused_on_every_listener_once_the_list_has_ch
         assert "lists 1" in cli("pki", "revoke", str(pki / "client-bob.pem"), "--dir", str(pki))
         for port in (server.client_port, second):
             endpoint = f"--endpoints=https://127.0.0.1:{port}"
-            assert server.ctl("get", "k", *of(pki, "bob"), endpoint).returncode != 0
+            assert server.ctl("get", "k", *of(pki, "bob"), endpoint, seconds=5).returncode != 0
             assert server.ctl("get", "k", *of(pki, "alice"), endpoint).stdout == "k\nbob\n"
             http = _https_get(port, pki, "bob")
             assert "200" not in http, "the HTTP/1.1 side of the port lets it in"
@@ -154,7 +154,7 @@ def _https_get(port: int, pki: Path, user: str) -> str:
     context = ssl.create_default_context(cafile=str(pki / "ca.pem"))
     context.load_cert_chain(pki / f"client-{user}.pem", pki / f"client-{user}-key.pem")
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+        with socket.create_connection(("127.0.0.1", port), timeout=120) as plain:
             with context.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
                 secure.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
                 return secure.recv(1000).decode()
@@ -200,11 +200,11 @@ def test_versions_and_ciphers_are_what_was_asked_for(pki: Path, tmp_path: Path) 
 def test_a_client_that_says_nothing_is_cut_off(pki: Path, tmp_path: Path) -> None:
     with Server(tmp_path, f"--cert-file={pki}/n1.pem", f"--key-file={pki}/n1-key.pem") as server:
         for start in (b"", b"\x16\x03\x01\x02\x00\x01"):
-            with socket.create_connection(("127.0.0.1", server.client_port), timeout=40) as quiet:
+            with socket.create_connection(("127.0.0.1", server.client_port), timeout=110) as quiet:
                 quiet.sendall(start)
                 began = time.monotonic()
                 assert quiet.recv(1) == b""
-                assert time.monotonic() - began < 35
+                assert time.monotonic() - began < 100
 
 
 def test_auto_tls_serves_with_a_certificate_of_its_own(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_peers_need_their_own_names_in_certificates_and_a_new_member_does_too(pk
             f"--listen-peer-urls={url}", f"--initial-advertise-peer-urls={url}", "--initial-cluster-state=existing",
             f"--initial-cluster=n1=https://127.0.0.1:{one.peer_port},n2={url}",
         ]  # fmt: skip
-        wrong = subprocess.run([*command, *peer_flags("n1")], capture_output=True, text=True, timeout=60, check=False)
+        wrong = subprocess.run([*command, *peer_flags("n1")], capture_output=True, text=True, timeout=120, check=False)
         assert wrong.returncode == 1
         assert "is not for this member" in wrong.stderr
         out = (tmp_path / "n2.log").open("wb")

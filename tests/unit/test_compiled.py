@@ -69,7 +69,7 @@ def test_what_it_can_do_is_not(tool: ModuleType) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(
     shutil.which("cc") is None or find_spec("mypyc") is None or find_spec("setuptools") is None,
     reason="needs a C compiler, mypyc and setuptools",

@@ -35,7 +35,7 @@ class Served:
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for `condition`, at most 10 s."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.005)
         assert condition(), what
@@ -116,11 +116,11 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def run() -> Callable[[Coroutine[Any, Any, None]], None]:
-    """Runs one coroutine in a loop of its own, at most 60 s."""
+    """Runs one coroutine in a loop of its own, at most 200 s."""
 
     def go(work: Coroutine[Any, Any, None]) -> None:
         async def bounded() -> None:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(200):
                 await work
 
         asyncio.run(bounded())

@@ -264,7 +264,7 @@ def test_nothing_is_registered_globally() -> None:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=True,
         env={"PYTHONPATH": str(ROOT / "src")},
     )

@@ -350,7 +350,7 @@ def test_a_tls_handshake_has_a_time(tmp_path: Path) -> None:
             for said in (b"", b"\x16\x03\x01\x02"):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(said)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     assert await reader.read() == b""
                 writer.close()
         finally:

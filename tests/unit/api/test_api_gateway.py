@@ -43,7 +43,7 @@ async def exchange(url: str, request: bytes) -> tuple[int, dict[str, str], bytes
     host, _, port = url.rpartition("//")[2].rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
-    data = await asyncio.wait_for(reader.read(), 20)
+    data = await asyncio.wait_for(reader.read(), 120)
     writer.close()
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
@@ -85,11 +85,11 @@ class Streaming:
         self.writer.write(f"{len(text):x}\r\n".encode() + text + b"\r\n")
 
     async def head(self) -> int:
-        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 20)
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 120)
         return int(head.split(b" ")[1])
 
     async def line(self) -> Any:
-        size = int(await asyncio.wait_for(self.reader.readline(), 20), 16)
+        size = int(await asyncio.wait_for(self.reader.readline(), 120), 16)
         data = await self.reader.readexactly(size + 2)
         return json.loads(data) if size else None
 

@@ -36,7 +36,7 @@ async def read_to_end(reader: asyncio.StreamReader) -> bytes:
     """What the server still sends before it closes; an abort counts as a close."""
     data = b""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while more := await reader.read(65536):
                 data += more
     except ConnectionError:
@@ -194,7 +194,7 @@ def test_hpack_bomb(run: Any, serving: Any, engine: str) -> None:
                 + b"v" * 3900
             )
             writer.write(PREFACE + SETTINGS + frame(HEADERS, END_HEADERS | END_STREAM, 1, bomb + b"\xbe" * 8000))
-            data = await asyncio.wait_for(reader.read(65536), 5)
+            data = await asyncio.wait_for(reader.read(65536), 60)
             assert data
             writer.close()
             await alive(served)
@@ -250,7 +250,7 @@ def test_unknown_frames_and_priorities_are_ignored(run: Any, serving: Any, engin
                 + frame(0, END_STREAM, 1, message_frame(b"hi"))
             )
             data = b""
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while message_frame(b"hi") not in data:
                     data += await reader.read(65536)
             writer.close()
@@ -266,7 +266,7 @@ def test_too_many_streams_on_one_connection(run: Any, serving: Any, engine: str)
             await reader.read(65536)
             for n in range(30):
                 writer.write(frame(HEADERS, END_HEADERS, 2 * n + 1, request_block()))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while True:
                     assert served.server.open_streams <= 10
                     data = await reader.read(65536)
@@ -359,7 +359,7 @@ def test_a_dripping_client(run: Any, serving: Any, engine: str) -> None:
     """A request that comes a byte at a time is served; one that never ends is given up."""
 
     async def work() -> None:
-        async with serving(engine, unfinished_request_s=0.5) as served:
+        async with serving(engine, unfinished_request_s=4) as served:
             reader, writer = await raw(served)
             for byte in (
                 PREFACE
@@ -370,7 +370,7 @@ def test_a_dripping_client(run: Any, serving: Any, engine: str) -> None:
                 writer.write(bytes((byte,)))
                 await writer.drain()
             data = b""
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while message_frame(b"drip") not in data:
                     data += await reader.read(65536)
             writer.close()
@@ -408,7 +408,7 @@ def test_a_reader_that_grants_no_window(run: Any, serving: Any, engine: str) -> 
     """Answers that nobody takes are bounded, whatever is asked for; the connection is cut when nothing moves."""
 
     async def work() -> None:
-        async with serving(engine, unsent_bytes_max=2 * MIB, stall_s=1.5) as served:
+        async with serving(engine, unsent_bytes_max=2 * MIB, stall_s=4) as served:
             client = await H2Client.connect(served.url, auto_window=False)
             async with client:
                 streams = []
@@ -421,7 +421,7 @@ def test_a_reader_that_grants_no_window(run: Any, serving: Any, engine: str) -> 
                     answer = await client.finish(stream_id)
                     assert answer.code == Code.RESOURCE_EXHAUSTED
                 assert 0 < served.server.unsent_bytes <= 4 * MIB
-                await asyncio.wait_for(client.closed.wait(), 10)
+                await asyncio.wait_for(client.closed.wait(), 60)
             assert served.refused("stalled") == 1
             await served.until(lambda: served.server.unsent_bytes == 0, "nothing is held")
 
@@ -432,7 +432,7 @@ def test_a_reader_that_reads_nothing(run: Any, serving: Any, engine: str, pours:
     """The socket itself is full: the stream's handler waits, and the connection is cut when nothing moves."""
 
     async def work() -> None:
-        async with serving(engine, stall_s=1.5) as served:
+        async with serving(engine, stall_s=4) as served:
             client = await H2Client.connect(served.url)
             async with client:
                 client.h2.set_local_window_size(2**31 - 1)
@@ -488,7 +488,7 @@ def test_a_handler_that_takes_nothing_stops_the_reading(run: Any, serving: Any, 
 
 def test_keepalive(run: Any, serving: Any, engine: str) -> None:
     async def work() -> None:
-        async with serving(engine, keepalive_interval_s=1, keepalive_timeout_s=2) as served:
+        async with serving(engine, keepalive_interval_s=1, keepalive_timeout_s=4) as served:
             reader, writer = await raw(served)
             writer.write(PREFACE + SETTINGS)
             async with await H2Client.connect(served.url) as healthy:
@@ -512,8 +512,8 @@ def test_shutdown_lets_calls_end(run: Any, serving: Any, engine: str) -> None:
             client.send(stream_id, message_frame(b""), end_stream=True)
             stream = client.start("/test.Test/Deaf")
             await served.until(lambda: len(served.waiting) == 1 and served.server.open_streams == 2, "both are open")
-            closing = asyncio.get_running_loop().create_task(served.server.close(5))
-            await asyncio.wait_for(idle.closed.wait(), 5)
+            closing = asyncio.get_running_loop().create_task(served.server.close(60))
+            await asyncio.wait_for(idle.closed.wait(), 60)
             ended = await client.finish(stream)
             assert (ended.code, ended.text) == (Code.UNAVAILABLE, "etcdserver: server stopped")
             served.waiting[0].reply(b"done")

@@ -64,7 +64,7 @@ class Watch:
         return found
 
     async def until(self, count: int) -> list[Any]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while len(self.responses) < count:
                 await asyncio.sleep(0.005)
         return self.responses
@@ -286,7 +286,7 @@ def test_a_reader_that_stalls_costs_bounded_memory_and_loses_nothing(engine: str
                 await served.until(lambda: hub.unsynced_count == 1, "the watch is behind")
                 assert len(watch.responses) < 50
                 taken = 0
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(120):
                     while sum(len(r.events) for r in watch.responses) < 300:
                         received = len(watch.answer.body)
                         if received > taken:

@@ -124,7 +124,7 @@ def test_completion_completes(words: str, position: str, completed: str) -> None
         env=environ,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=200,
     )
     assert f"plain,{completed}" in ran.stdout.splitlines(), ran.stderr
 
@@ -137,7 +137,7 @@ def test_a_cold_start_imports_little() -> None:
     )
     environ = {**os.environ, "PYTHONPATH": str(SOURCE)}
     ran = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=200, check=True
     )
     loaded = set(ran.stderr.split())
     assert "click" in loaded and "oarlock.cli.version" in loaded
@@ -158,5 +158,5 @@ def test_a_cold_start_imports_little() -> None:
 def test_a_closed_pipe_is_no_error() -> None:
     environ = {**os.environ, "PYTHONPATH": str(SOURCE)}
     command = f"{sys.executable} -m oarlock config show --origin | true; exit ${{PIPESTATUS[0]}}"
-    ran = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, timeout=30)
+    ran = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True, timeout=200)
     assert ran.stderr == ""

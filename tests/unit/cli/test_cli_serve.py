@@ -6,7 +6,6 @@ import http.client
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from oarlock.cli.exits import Exit
+from oarlock.cli.local_cluster import free_ports
 
 SOURCE = Path(__file__).resolve().parents[3] / "src"
 SECONDS = 60
@@ -24,13 +24,8 @@ SECONDS = 60
 pytestmark = pytest.mark.system
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def command(directory: Path, *flags: str, client: int = 0, peer: int = 0) -> list[str]:
-    peer = peer or free_port()
+    peer = peer or free_ports(1)[0]
     client_url, peer_url = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
     urls = [f"--listen-client-urls={client_url}", f"--advertise-client-urls={client_url}"]
     urls += [f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}"]
@@ -90,7 +85,7 @@ def test_a_member_serves_and_stops_cleanly(tmp_path: Path, flags: tuple[str, ...
 
 
 def test_what_is_taken_is_refused_with_its_exit_code(tmp_path: Path) -> None:
-    peer = free_port()
+    [peer] = free_ports(1)
     with serving(command(tmp_path / "n1", peer=peer), tmp_path / "log") as (process, fields):
         code, says = refused(command(tmp_path / "n1"))
         assert (code, "in use by process" in says) == (Exit.STORAGE, True), says

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -60,7 +61,9 @@ class Server(asyncio.Protocol):
         self.h2.send_headers(stream_id, [("grpc-status", status), ("grpc-message", text)], end_stream=True)
 
 
-def against(answer: Callable[[Server, int], None], use: Callable[[Client, list[Server]], Awaitable[None]]) -> None:
+def against(
+    answer: Callable[[Server, int], None], use: Callable[[Client, list[Server]], Awaitable[None]], **options: Any
+) -> None:
     async def run() -> None:
         made: list[Server] = []
 
@@ -70,7 +73,7 @@ def against(answer: Callable[[Server, int], None], use: Callable[[Client, list[S
 
         listener = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
-        async with Client(f"127.0.0.1:{port}", timeout=2, keepalive=0.1, keepalive_timeout=0.2) as client:
+        async with Client(f"127.0.0.1:{port}", **{"timeout": 60, **options}) as client:
             await use(client, made)
         listener.close()
 
@@ -123,7 +126,7 @@ def test_a_write_that_may_have_run_is_not_sent_again() -> None:
         assert error.value.outcome is Outcome.UNKNOWN
         assert len(seen) == 1
         with pytest.raises(EtcdError):
-            await client.get("a", timeout=0.5)
+            await client.get("a", timeout=2)
         assert len(seen) > 2, "a read is asked again"
 
     against(answer, use)
@@ -137,7 +140,7 @@ def test_a_server_that_hangs_is_left() -> None:
         with pytest.raises(EtcdError, match=r"ping|no answer"):
             await client.put("a", "b")
 
-    against(answer, use)
+    against(answer, use, keepalive=0.1, keepalive_timeout=0.2)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_a_server_that_hangs_is_left() -> None:
 def test_nonsense_is_an_error_and_takes_no_memory(body: bytes, text: str) -> None:
     async def use(client: Client, servers: list[Server]) -> None:
         with pytest.raises(Exception, match=text):
-            await client.get("a", timeout=1)
+            await client.get("a", timeout=5)
 
     against(lambda server, stream_id: server.reply(stream_id, body), use)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import socket
 from collections.abc import Callable
 
 import pytest
+
+from oarlock.cli.local_cluster import free_ports
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -21,14 +22,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 def _free_addresses(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    return [f"127.0.0.1:{port}" for port in free_ports(count)]
 
 
 @pytest.fixture

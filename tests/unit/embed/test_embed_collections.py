@@ -34,6 +34,7 @@ from oarlock.sync import Node as SyncNode
 pytestmark = pytest.mark.slow  # three real members for nearly every test
 
 FREE = Callable[[int], list[str]]
+STEADY_S = 5.0  # so that a busy machine does not change who leads
 
 
 class App(StateMachine):
@@ -55,10 +56,13 @@ async def apps(free: FREE, path: Path, count: int = 3) -> AsyncIterator[list[Nod
     names = [f"n{n + 1}" for n in range(count)]
     peers = dict(zip(names, free(count), strict=True))
     async with AsyncExitStack() as stack:
-        nodes = [Node(App(), name, peers=peers, data_dir=path / name, timeout=20, lease_ttl=60) for name in names]
+        nodes = [
+            Node(App(), name, peers=peers, data_dir=path / name, timeout=60, lease_ttl=60, election_timeout=STEADY_S)
+            for name in names
+        ]
         for node in nodes:
             await stack.enter_async_context(node)
-        await nodes[0].ready(30)
+        await nodes[0].ready(120)
         yield nodes
 
 
@@ -90,7 +94,7 @@ async def test_changes_of_a_dictionary_are_seen_elsewhere(tmp_path: Path, free_a
         assert await anext(changes) == {}
         for n in range(3):
             await nodes[0].machine.dict.set("n", n)
-            assert await asyncio.wait_for(anext(changes), 30) == {"n": n}
+            assert await asyncio.wait_for(anext(changes), 120) == {"n": n}
         await changes.aclose()  # type: ignore[attr-defined]
 
 
@@ -236,7 +240,7 @@ def test_a_rate_follows_the_log_s_clock() -> None:
 async def test_whoever_exceeds_the_rate_waits(tmp_path: Path, free_addresses: FREE) -> None:
     async with apps(free_addresses, tmp_path, 1) as [node]:
         for _ in range(8):
-            await node.machine.rate.acquire(timeout=30)
+            await node.machine.rate.acquire(timeout=120)
         await node.machine.rate.try_acquire(5)
         with pytest.raises(DeadlineExceeded, match="100 a second"):
             for _ in range(100):
@@ -302,11 +306,11 @@ async def test_services_are_there_as_long_as_their_members(tmp_path: Path, free_
         assert await anext(changes) == {}
         assert await one.register("web", "10.0.0.1") and not await two.register("web", "10.0.0.2")
         assert await two.register("db", "10.0.0.2")
-        while await asyncio.wait_for(anext(changes), 30) != {"web": "10.0.0.1", "db": "10.0.0.2"}:
+        while await asyncio.wait_for(anext(changes), 120) != {"web": "10.0.0.1", "db": "10.0.0.2"}:
             pass
         assert await two.unregister("db") and not await two.unregister("web")
         await nodes[0].aclose()
-        while await asyncio.wait_for(anext(changes), 30) != {}:
+        while await asyncio.wait_for(anext(changes), 120) != {}:
             pass
         assert await two.get("web") is None
         await changes.aclose()  # type: ignore[attr-defined]
@@ -318,6 +322,6 @@ def test_collections_for_threads(tmp_path: Path) -> None:
         app.dict.set("a", 1)
         assert app.dict.get("a") == 1
         app.queue.put("x")
-        assert app.queue.get(timeout=20) == "x"
+        assert app.queue.get(timeout=60) == "x"
         assert app.ids.fast_next() == 1
         assert app.services.register("web", "here") is True

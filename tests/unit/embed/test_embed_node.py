@@ -31,6 +31,7 @@ from oarlock import (
 from oarlock.errors import DirectoryInUse, WrongDirectory
 
 FREE = Callable[[int], list[str]]
+STEADY_S = 5.0  # so that a busy machine does not change who leads
 
 
 class Counter(StateMachine):
@@ -71,10 +72,13 @@ async def members(free: FREE, path: Path, count: int = 3) -> AsyncIterator[list[
     names = [f"n{n + 1}" for n in range(count)]
     peers = dict(zip(names, free(count), strict=True))
     async with AsyncExitStack() as stack:
-        nodes = [Node(Counter(), name, peers=peers, data_dir=path / name, timeout=20) for name in names]
+        nodes = [
+            Node(Counter(), name, peers=peers, data_dir=path / name, timeout=60, election_timeout=STEADY_S)
+            for name in names
+        ]
         for node in nodes:
             await stack.enter_async_context(node)
-        await nodes[0].ready(30)
+        await nodes[0].ready(120)
         yield nodes
 
 
@@ -175,7 +179,7 @@ async def test_after_a_timeout_the_error_says_what_is_known(tmp_path: Path, free
 
 async def test_retry_safe_calls_are_executed_once(tmp_path: Path, free_addresses: FREE) -> None:
     async with members(free_addresses, tmp_path) as nodes:
-        add = nodes[0].machine.add.options(retry_safe=True, timeout=30)
+        add = nodes[0].machine.add.options(retry_safe=True, timeout=120)
         assert sorted(await asyncio.gather(*(add() for _ in range(300)))) == list(range(1, 301))
 
         async def keep_adding() -> None:
@@ -224,17 +228,17 @@ class Newer(Counter):
 
 async def test_a_new_command_waits_for_the_last_member(tmp_path: Path, free_addresses: FREE) -> None:
     peers = dict(zip(("n1", "n2"), free_addresses(2), strict=True))
-    old = Node(Counter(), "n2", peers=peers, data_dir=tmp_path / "n2", timeout=20)
-    async with Node(Newer(), "n1", peers=peers, data_dir=tmp_path / "n1", timeout=20) as node:
+    old = Node(Counter(), "n2", peers=peers, data_dir=tmp_path / "n2", timeout=60)
+    async with Node(Newer(), "n1", peers=peers, data_dir=tmp_path / "n1", timeout=60) as node:
         async with old:
-            await node.ready(30)
+            await node.ready(120)
             await old.machine.add(3)
             await old.machine.add(0)  # by now both have said what they run, or will before n2 is upgraded
             with pytest.raises(oarlock.Rejected) as error:
                 await node.machine.reset()
             assert error.value.reason == "not_active"
-        async with Node(Newer(), "n2", peers=peers, data_dir=tmp_path / "n2", timeout=20) as upgraded:
-            await upgraded.ready(30)
+        async with Node(Newer(), "n2", peers=peers, data_dir=tmp_path / "n2", timeout=60) as upgraded:
+            await upgraded.ready(120)
             for _ in range(1500):
                 if node.status().active_version == 2 and upgraded.status().active_version == 2:
                     break
@@ -255,7 +259,7 @@ async def test_a_command_that_is_not_deterministic_stops_a_development_node(tmp_
 
     node = Node(Chance(), data_dir=tmp_path / "n1", development=True)
     async with node:
-        await node.ready(30)
+        await node.ready(120)
         with pytest.raises(oarlock.RaftError):
             await node.machine.roll()
         assert isinstance(await node.wait_stopped(), oarlock.NotDeterministic)
@@ -309,16 +313,16 @@ async def test_a_node_starts_once_and_says_when_it_is_not_running(tmp_path: Path
 async def test_a_group_grows_from_one_member_and_shrinks_again(tmp_path: Path, free_addresses: FREE) -> None:
     one, two, three = free_addresses(3)
     async with AsyncExitStack() as stack:
-        first = Node(Counter(), "n1", listen=one, data_dir=tmp_path / "n1", timeout=20)
+        first = Node(Counter(), "n1", listen=one, data_dir=tmp_path / "n1", timeout=60)
         await stack.enter_async_context(first)
         await first.machine.add(5)
         await first.add(two)
-        second = Node(Counter(), "n2", join=[one], listen=two, data_dir=tmp_path / "n2", timeout=20)
+        second = Node(Counter(), "n2", join=[one], listen=two, data_dir=tmp_path / "n2", timeout=60)
         await stack.enter_async_context(second)
-        await second.ready(30)
+        await second.ready(120)
         assert await second.machine.get() == 5
         learner = await second.add(three, learner=True)
-        third = Node(Counter(), "n3", join=[one, two], listen=three, data_dir=tmp_path / "n3", timeout=20)
+        third = Node(Counter(), "n3", join=[one, two], listen=three, data_dir=tmp_path / "n3", timeout=60)
         await stack.enter_async_context(third)
         assert await third.machine.add(1) == 6
         assert not next(member for member in third.members() if member.id == learner).is_voter
@@ -336,7 +340,7 @@ async def test_a_group_grows_from_one_member_and_shrinks_again(tmp_path: Path, f
         assert await third.machine.add(1) == 7
         assert {member.name for member in third.members()} == {"n2", "n3"}
         await third.aclose()
-        again = Node(Counter(), "n3", join=[two], listen=three, data_dir=tmp_path / "n3", timeout=20)
+        again = Node(Counter(), "n3", join=[two], listen=three, data_dir=tmp_path / "n3", timeout=60)
         await stack.enter_async_context(again)
         assert await again.machine.get() == 7, "who has entered before needs nobody to ask"
 

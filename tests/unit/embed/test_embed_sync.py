@@ -42,7 +42,7 @@ def test_calls_block_and_give_results(tmp_path: Path) -> None:
         assert counter.add.options(retry_safe=True, timeout=20)(1) == 6
         with pytest.raises(KeyError):
             counter.fail()
-        node.ready(20)
+        node.ready(120)
         assert node.is_leader and node.leader == "n1" and node.status().role == "leader"
     with pytest.raises(NotAttached):
         counter.add()
@@ -52,7 +52,7 @@ def test_calls_block_and_give_results(tmp_path: Path) -> None:
 
 def test_many_threads_on_many_nodes(tmp_path: Path, free_addresses: FREE) -> None:
     peers = dict(zip(("n1", "n2", "n3"), free_addresses(3), strict=True))
-    nodes = [Node(Counter(), name, peers=peers, data_dir=tmp_path / name, timeout=30) for name in peers]
+    nodes = [Node(Counter(), name, peers=peers, data_dir=tmp_path / name, timeout=120) for name in peers]
     for node in nodes:
         node.start()
     try:
@@ -114,8 +114,8 @@ def test_control_c_interrupts_a_waiting_call(tmp_path: Path, free_addresses: FRE
     peers = dict(zip(("n1", "n2"), free_addresses(2), strict=True))
     with Node(Counter(), "n1", peers=peers, data_dir=tmp_path / "n1", timeout=60) as node:
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
+            timer.start()
             node.machine.add()
         timer.join()
 

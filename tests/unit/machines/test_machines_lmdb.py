@@ -87,7 +87,7 @@ def test_a_killed_process_leaves_exactly_one_checkpoint(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
         assert run.returncode == 9, run.stderr
@@ -153,7 +153,7 @@ def test_a_full_disk_costs_nothing_and_the_write_can_be_repeated(tmp_path: Path)
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -103,7 +103,7 @@ def test_two_processes_on_one_directory(tmp_path: Path) -> None:
         "WriteAheadLog.open(RealDisk(), sys.argv[1])\n"
     )
     second = subprocess.run(
-        [sys.executable, "-c", script, f"{tmp_path}/wal"], capture_output=True, text=True, timeout=30,
+        [sys.executable, "-c", script, f"{tmp_path}/wal"], capture_output=True, text=True, timeout=200,
         env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)), check=False,
     )  # fmt: skip
     assert "DirectoryInUse" in second.stderr and str(os.getpid()) in second.stderr
@@ -193,7 +193,7 @@ def test_append_sync_and_upkeep_on_three_threads(tmp_path: Path) -> None:
             appended.put(index)
         appended.put(total + 1)
         for job in work:
-            job.result(timeout=60)
+            job.result(timeout=200)
     assert log.segment_count < 10
     log.close()
     log, found = WriteAheadLog.open(RealDisk(), f"{tmp_path}/wal", segment_bytes=16384)

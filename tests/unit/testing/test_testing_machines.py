@@ -507,7 +507,7 @@ def test_pytest_runs_a_seed_and_names_the_replay(tmp_path: Path) -> None:
 
     def pytest_says(*more: str) -> str:
         done = subprocess.run(
-            [*command, *more], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100, check=False
+            [*command, *more], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=200, check=False
         )
         assert done.returncode == 1, done.stdout + done.stderr
         return done.stdout

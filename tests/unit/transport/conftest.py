@@ -21,7 +21,7 @@ LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
 def quick(**changes: Any) -> TransportLimits:
     """Limits for tests: nothing here waits for seconds."""
     defaults: dict[str, Any] = {
-        "handshake_timeout_s": 2.0,
+        "handshake_timeout_s": 20.0,
         "reconnect_min_s": 0.01,
         "reconnect_max_s": 0.05,
         "ping_interval_s": 0.05,
@@ -83,7 +83,7 @@ class Node:
         self.transport.flush()
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for a condition; the time is how long a broken program takes to fail, not how long a good one takes."""
     end = time.monotonic() + seconds
     while not condition():
@@ -120,7 +120,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[None
         async def main() -> None:
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, context: unseen.append(context))
-            await asyncio.wait_for(test(), 60)
+            await asyncio.wait_for(test(), 200)
             await asyncio.sleep(0)
             left = asyncio.all_tasks() - {asyncio.current_task()}
             assert not left, f"tasks left: {left}"

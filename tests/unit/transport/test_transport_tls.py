@@ -213,7 +213,7 @@ def test_who_does_not_finish_tls_is_closed(run: Run, kit: Any, authority: Author
             reader, writer = await asyncio.open_connection("127.0.0.1", a.port)
             writer.write(data)
             try:
-                await asyncio.wait_for(reader.read(), 10)
+                await asyncio.wait_for(reader.read(), 120)
             except ConnectionError:
                 pass
             writer.close()
