@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from oarlock.machines.base import Context
+from oarlock.machines.kv import counts as kv_counts
 from oarlock.machines.kv import machine as kv_machine
+from oarlock.machines.kv import reading as kv_reading
 from oarlock.machines.kv.commands import (
     Command,
     Compact,
@@ -47,6 +49,7 @@ from oarlock.machines.kv.commands_lease import (
 from oarlock.machines.kv.encoding import decode_key_value
 from oarlock.machines.kv.layout import TABLES
 from oarlock.machines.kv.machine import KvMachine
+from oarlock.machines.kv.reading import Reading, StateReplaced
 from oarlock.machines.lmdb_store import LmdbStore
 
 TERM = 1  # of every entry
@@ -383,6 +386,8 @@ leaf_ops = st.lists(st.one_of(puts, puts, deletes, ranges), max_size=4)
 leaf_txns = st.builds(Txn, compares, leaf_ops, leaf_ops)
 nested_ops = st.lists(st.one_of(puts, deletes, ranges, leaf_txns), max_size=4)
 txns = st.builds(Txn, compares, nested_ops, nested_ops) | leaf_txns
+read_txns = st.builds(Txn, compares, st.lists(ranges, max_size=2), st.lists(ranges, max_size=2))
+read_txns = st.builds(Txn, compares, st.lists(ranges | read_txns, max_size=3), st.lists(ranges | read_txns, max_size=2))
 compacts = st.builds(Compact, revisions)
 lease_ids = st.sampled_from([7, 7, -2, 9])
 terms = st.sampled_from([TERM, TERM, TERM, TERM + 1])
@@ -423,6 +428,17 @@ long_writes = st.one_of(
 )
 
 
+SMALL: list[tuple[Any, str, int]] = [
+    # Slices so small that purging is always somewhere in the middle, and not at the same place in both machines.
+    (kv_machine, "PURGE_ENTRIES", 1),
+    (kv_machine, "PURGE_ENTRIES_PER_COMMAND", 0),
+    # Few keys are many here.
+    (kv_counts, "SEGMENT_KEYS", 2),
+    (kv_counts, "COUNT_KEYS_MAX", 1),
+    (kv_reading, "SORTED_LIMIT_MAX", 2),
+]
+
+
 class KvAgainstModel(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
@@ -430,8 +446,10 @@ class KvAgainstModel(RuleBasedStateMachine):
         shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.directory = Path(tempfile.mkdtemp(prefix="oarlock-kv-", dir=shm))
         # Slices so small that purging is always somewhere in the middle, and not at the same place in both machines.
-        self.slices = kv_machine.PURGE_ENTRIES, kv_machine.PURGE_ENTRIES_PER_COMMAND
-        kv_machine.PURGE_ENTRIES, kv_machine.PURGE_ENTRIES_PER_COMMAND = 1, 0
+        self.patched = [(module, name, getattr(module, name)) for module, name, _ in SMALL]
+        for module, name, value in SMALL:
+            setattr(module, name, value)
+        self.readings: list[tuple[Reading, Any]] = []  # under way, and what they will show
         self.memory = KvMachine.in_memory()
         self.disk = self.open_disk()
         self.model = Model()
@@ -501,6 +519,35 @@ class KvAgainstModel(RuleBasedStateMachine):
         assert before == self.model.states
         for machine in (self.memory, self.disk):
             assert plain(machine.range(request)) == expected
+
+    @rule(request=ranges | ranges | read_txns)
+    def begin_to_read(self, request: Range | Txn) -> None:
+        """A read in small steps, between which everything else happens: it shows what there was when it began."""
+        expected = self.model.run(request, logged=False)
+        for machine in (self.memory, self.disk):
+            reading = machine.read(request)
+            assert isinstance(reading, Reading)
+            done = False
+            while not done and not reading.begun:
+                done = reading.step(1)
+            if done:
+                assert plain(reading.result) == expected
+            else:
+                self.readings.append((reading, expected))
+
+    @precondition(lambda self: self.readings)
+    @rule(which=st.integers(0, 100), steps=st.integers(1, 4))
+    def go_on_reading(self, which: int, steps: int) -> None:
+        reading, expected = self.readings.pop(which % len(self.readings))
+        try:
+            for _ in range(steps):
+                if reading.step(1):
+                    assert plain(reading.result) == expected
+                    return
+        except StateReplaced:
+            reading.close()
+            return
+        self.readings.append((reading, expected))
 
     @rule()
     def read_every_revision(self) -> None:
@@ -590,7 +637,10 @@ class KvAgainstModel(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "directory"):
             return
-        kv_machine.PURGE_ENTRIES, kv_machine.PURGE_ENTRIES_PER_COMMAND = self.slices
+        while self.readings:
+            self.go_on_reading(0, 3)
+        for module, name, value in self.patched:
+            setattr(module, name, value)
         self.memory.validate()
         self.disk.validate()
         self.disk.close()

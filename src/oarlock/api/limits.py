@@ -89,6 +89,13 @@ class Limits:
     requests_per_turn_total_max: int = 2048
     """Requests of all connections in one turn, beyond those that are always served. The rest takes turns."""
 
+    read_units_per_turn: int = 4096
+    """Work on reads of all connections in one turn of the loop: a unit is a key that is looked at, a step into the
+    past, or 4 KiB of key-values. Exceeded by one step, of `machines.kv.reading.STEP_UNITS`, at most."""
+
+    read_held_bytes_max: int = 256 * MIB
+    """Answers that reads have gathered and not given yet. Over it one read goes on at a time."""
+
     keepalive_min_s: float = 5.0
     """How often a client may ask for a sign of life (etcd's --grpc-keepalive-min-time). Without a request under way:
     every `PING_WITHOUT_REQUEST_S`. Three pings too many: GOAWAY with "too_many_pings"."""

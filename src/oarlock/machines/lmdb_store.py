@@ -25,7 +25,7 @@ import os
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, takewhile
+from itertools import chain, islice, takewhile
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,7 @@ import msgspec
 from oarlock.errors import Corrupt, DiskFull, StorageError, WrongDirectory
 from oarlock.machines.base import Checkpoint
 from oarlock.machines.ordered import OrderedMap
+from oarlock.machines.store import nearest, page_end
 
 KEY_BYTES_DIRECT = 490
 """The longest key with an LMDB record of its own."""
@@ -196,6 +197,8 @@ class _Env:
 class LmdbTable:
     """One table of an `LmdbStore`."""
 
+    counts_quickly = False
+
     put: Callable[[bytes, bytes], None]
     """Straight into the recent writes: the dict's own method, bound anew by every checkpoint."""
 
@@ -206,6 +209,7 @@ class LmdbTable:
 
     def _start_recent(self) -> None:
         self.recent: OrderedMap[bytes | None] = OrderedMap()
+        self.settle = self.recent.settle
         self._recent_get = self.recent.data.get
         self.put = self.recent.data.__setitem__
 
@@ -320,6 +324,49 @@ class LmdbTable:
                 return kept
             want *= 4
 
+    def page(
+        self, start: bytes, end: bytes | None, limit: int, bytes_max: int, *, reverse: bool = False
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        pairs = self._durable_items(start, end, limit, reverse, bytes_max)
+        full = len(pairs) >= limit or sum(len(value) for _, value in pairs) >= bytes_max
+        ends = [page_end([pairs[-1][0]], 1, reverse) if full else None]
+        patch: dict[bytes, bytes | None] = {}
+        for layer in (self.frozen, self.recent):
+            if layer:
+                data = layer.data
+                keys = layer.keys(start, end, limit, reverse)
+                patch.update((key, data[key]) for key in keys)
+                ends.append(page_end(keys, limit, reverse))
+        stop = nearest(ends, reverse)
+        if not patch:
+            return pairs, stop
+        found: dict[bytes, bytes | None] = dict(pairs)
+        found.update(patch)
+        pairs = [
+            (key, value)
+            for key, value in found.items()
+            if value is not None and (stop is None or (key >= stop if reverse else key < stop))
+        ]
+        pairs.sort(key=_first, reverse=reverse)
+        return pairs, stop
+
+    def page_keys(self, start: bytes, end: bytes | None, limit: int) -> tuple[list[bytes], bytes | None]:
+        keys = self._durable_keys(start, end, limit)
+        ends = [page_end(keys, limit)]
+        patch: dict[bytes, bytes | None] = {}
+        for layer in (self.frozen, self.recent):
+            if layer:
+                data = layer.data
+                changed = layer.keys(start, end, limit)
+                patch.update((key, data[key]) for key in changed)
+                ends.append(page_end(changed, limit))
+        stop = nearest(ends)
+        if patch:
+            found: dict[bytes, bytes | None] = dict.fromkeys(keys, b"")
+            found.update(patch)
+            keys = sorted(key for key, value in found.items() if value is not None and (stop is None or key < stop))
+        return keys, stop
+
     def count(self, start: bytes = b"", end: bytes | None = None) -> int:
         patch = self._patch(start, end, 0, False)
         if not patch:
@@ -334,11 +381,14 @@ class LmdbTable:
 
     # -- reading what is on disk
 
-    def _durable_items(self, start: bytes, end: bytes | None, limit: int, reverse: bool) -> list[tuple[bytes, bytes]]:
+    def _durable_items(
+        self, start: bytes, end: bytes | None, limit: int, reverse: bool, bytes_max: int = 1 << 62
+    ) -> list[tuple[bytes, bytes]]:
+        """At most `limit` unless that is 0, and none after those that together have `bytes_max`."""
         if end is not None and end <= start:
             return []
         if self.has_buckets:
-            return self._durable_items_with_buckets(start, end, limit, reverse)
+            return self._durable_items_with_buckets(start, end, limit, reverse, bytes_max)
         cursor = self._txn.cursor(self._db)
         found: list[tuple[bytes, bytes]] = []
         room = limit or -1
@@ -352,7 +402,8 @@ class LmdbTable:
                     raise _rotten(self.name, key, self._path)
                 found.append((key, raw[:-_CRC_BYTES]))
                 room -= 1
-                if not room:
+                bytes_max -= len(raw) - _CRC_BYTES
+                if not room or bytes_max <= 0:
                     break
             return found
         if not self._to_first(cursor, start):
@@ -364,7 +415,8 @@ class LmdbTable:
                 raise _rotten(self.name, key, self._path)
             found.append((key, raw[:-_CRC_BYTES]))
             room -= 1
-            if not room:
+            bytes_max -= len(raw) - _CRC_BYTES
+            if not room or bytes_max <= 0:
                 break
         return found
 
@@ -387,7 +439,7 @@ class LmdbTable:
         return cursor.prev()
 
     def _durable_items_with_buckets(
-        self, start: bytes, end: bytes | None, limit: int, reverse: bool
+        self, start: bytes, end: bytes | None, limit: int, reverse: bool, bytes_max: int = 1 << 62
     ) -> list[tuple[bytes, bytes]]:
         cursor = self._txn.cursor(self._db)
         found: list[tuple[bytes, bytes]] = []
@@ -406,17 +458,22 @@ class LmdbTable:
             high = len(inner) if end is None else bisect_left(inner, end, key=_first)
             inner = inner[low:high]
             found += reversed(inner) if reverse else inner
+            bytes_max -= sum(len(value) for _, value in inner)
             if limit and len(found) >= limit:
                 return found[:limit]
+            if bytes_max <= 0:
+                break
         return found
 
-    def _durable_keys(self, start: bytes, end: bytes | None) -> list[bytes]:
+    def _durable_keys(self, start: bytes, end: bytes | None, limit: int = 0) -> list[bytes]:
         if self.has_buckets:
-            return [key for key, _ in self._durable_items_with_buckets(start, end, 0, False)]
+            return [key for key, _ in self._durable_items_with_buckets(start, end, limit, False)]
         cursor = self._txn.cursor(self._db)
         if (end is not None and end <= start) or not self._to_first(cursor, start):
             return []
         keys = cursor.iternext(keys=True, values=False)
+        if limit:
+            keys = islice(keys, limit)
         return list(keys) if end is None else list(takewhile(end.__gt__, keys))
 
     def _durable_count(self, start: bytes, end: bytes | None) -> int:
@@ -734,6 +791,8 @@ class LmdbStore:
     def commit(self, index: int, nbytes: int = 0) -> None:
         self._applied_index = index
         self._dirty += nbytes
+        for table in self.tables.values():
+            table.settle()
         if self._released:
             self._release_some()
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from oarlock.machines.base import Checkpoint
 from oarlock.machines.ordered import OrderedMap
+from oarlock.machines.store import page_end
 
 ENTRY_BYTES = 200
 """What a pair takes beside its own bytes: two object headers, the dict's slot and index, the place in the order."""
@@ -18,11 +19,14 @@ ENTRY_BYTES = 200
 class MemoryTable:
     """One table of a `MemoryStore`."""
 
-    __slots__ = ("_data", "_map", "nbytes")
+    __slots__ = ("_data", "_map", "nbytes", "settle")
+
+    counts_quickly = True
 
     def __init__(self) -> None:
         self._map: OrderedMap[bytes] = OrderedMap()
         self._data = self._map.data
+        self.settle = self._map.settle
         self.nbytes = 0  # of keys and values
 
     def get(self, key: bytes) -> bytes | None:
@@ -49,6 +53,18 @@ class MemoryTable:
         self, start: bytes = b"", end: bytes | None = None, *, limit: int = 0, reverse: bool = False
     ) -> list[bytes]:
         return list(map(self._data.__getitem__, self._map.keys(start, end, limit, reverse)))
+
+    def page(
+        self, start: bytes, end: bytes | None, limit: int, bytes_max: int, *, reverse: bool = False
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        data = self._data  # values are shared, so their size costs nothing
+        keys = self._map.keys(start, end, limit, reverse)
+        pairs = [(key, data[key]) for key in keys]
+        return pairs, page_end(keys, limit, reverse)
+
+    def page_keys(self, start: bytes, end: bytes | None, limit: int) -> tuple[list[bytes], bytes | None]:
+        keys = self._map.keys(start, end, limit)
+        return keys, page_end(keys, limit)
 
     def count(self, start: bytes = b"", end: bytes | None = None) -> int:
         return self._map.count(start, end)
@@ -125,6 +141,8 @@ class MemoryStore:
 
     def commit(self, index: int, nbytes: int = 0) -> None:
         self._applied_index = index
+        for table in self.tables.values():
+            table.settle()
 
     def view(self) -> MemoryView:
         return MemoryView(self._applied_index, {name: table.copy() for name, table in self.tables.items()})

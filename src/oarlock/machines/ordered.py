@@ -1,4 +1,5 @@
-"""A dict of bytes that can also be read in order. Writing costs what a dict costs: order is made when somebody asks."""
+"""A dict of bytes that can also be read in order. Writing costs what a dict costs: order is made when somebody asks, or
+when much has been written."""
 
 from __future__ import annotations
 
@@ -10,6 +11,10 @@ V = TypeVar("V")
 
 BLOCK_KEYS = 1024
 """Keys in a block after a rebuild. A block is split when it has grown to twice that."""
+
+UNSORTED_MAX = 1024
+"""New keys that `settle` leaves for the next reader. Sorting them all at once would stop everybody else for as long as
+there was no reader before."""
 
 
 class OrderedMap(Generic[V]):
@@ -29,6 +34,11 @@ class OrderedMap(Generic[V]):
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def settle(self) -> None:
+        """Bring new keys into their order if there are many. Called by the writer now and then."""
+        if len(self.data) - self._sorted > UNSORTED_MAX:
+            self._sort()
 
     def remove(self, key: bytes) -> None:
         """Take a key out that is in `data`."""

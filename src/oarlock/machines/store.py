@@ -11,7 +11,7 @@ Ranges are half-open, `[start, end)`, in the order of the keys' bytes; an `end` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from oarlock.machines.base import Checkpoint
@@ -38,8 +38,21 @@ class Table(Protocol):
     ) -> list[bytes]:
         """The values of `items`."""
 
+    def page(
+        self, start: bytes, end: bytes | None, limit: int, bytes_max: int, *, reverse: bool = False
+    ) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """The first pairs of `items(start, end, reverse=reverse)` in a bounded time, and where to go on: the next
+        `start`, with `reverse` the next `end`, or None at the range's end. About `limit` keys are looked at, and none
+        after values of `bytes_max`. A page may be empty and not the last."""
+
+    def page_keys(self, start: bytes, end: bytes | None, limit: int) -> tuple[list[bytes], bytes | None]:
+        """The same for keys alone, ascending."""
+
+    counts_quickly: bool
+    """Whether `count` takes a time that hardly depends on the answer."""
+
     def count(self, start: bytes = b"", end: bytes | None = None) -> int:
-        """How many keys are in `[start, end)`. Takes time in proportion to the answer."""
+        """How many keys are in `[start, end)`. Takes time in proportion to the answer, unless `counts_quickly`."""
 
 
 class View(Protocol):
@@ -106,3 +119,18 @@ class Store(Protocol):
         """The `write` of `checkpoint` has returned: let what it froze go."""
 
     def close(self) -> None: ...
+
+
+def page_end(keys: Sequence[bytes], limit: int, reverse: bool = False) -> bytes | None:
+    """Where a page goes on behind these keys; None if fewer than `limit` were found."""
+    if len(keys) < limit:
+        return None
+    return keys[-1] if reverse else keys[-1] + b"\0"
+
+
+def nearest(ends: Sequence[bytes | None], reverse: bool = False) -> bytes | None:
+    """How far pages of several sources, read from the same place, cover them all: the first of their ends."""
+    known = [end for end in ends if end is not None]
+    if not known:
+        return None
+    return max(known) if reverse else min(known)

@@ -11,6 +11,7 @@ import pytest
 from oarlock.machines.base import Context
 from oarlock.machines.kv import leases as kv_leases
 from oarlock.machines.kv import machine as kv_machine
+from oarlock.machines.kv import reading as kv_reading
 from oarlock.machines.kv.commands import (
     Command,
     Compact,
@@ -352,7 +353,8 @@ def test_leases_have_a_bound(kv: Client, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_an_answer_has_a_bound(kv: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads, ranges in transactions and deletes that show what was there; what shows less is not concerned."""
-    monkeypatch.setattr(kv_machine, "RANGE_BYTES_MAX", 100_000)
+    for module in (kv_machine, kv_reading):
+        monkeypatch.setattr(module, "RANGE_BYTES_MAX", 100_000)
     kv(*(Put(b"k%03d" % n, b"x" * 1000) for n in range(200)))
     too_large = Refused(KvError.RANGE_TOO_LARGE, kv.machine.revision)
     everything = Range(*ALL)
@@ -360,7 +362,7 @@ def test_an_answer_has_a_bound(kv: Client, monkeypatch: pytest.MonkeyPatch) -> N
     for request in (
         Range(*ALL, sort_order=2),
         Range(*ALL, sort_order=1, sort_target=4),
-        Range(*ALL, limit=5, sort_order=1, sort_target=1),
+        Range(*ALL, limit=1025, sort_order=1, sort_target=1),
         Range(*ALL, limit=150),
         Range(*ALL, revision=kv.machine.revision - 1),
     ):
@@ -369,6 +371,8 @@ def test_an_answer_has_a_bound(kv: Client, monkeypatch: pytest.MonkeyPatch) -> N
         (Range(*ALL, limit=90), 90),
         (Range(*ALL, limit=90, sort_order=2), 90),
         (Range(b"k000", b"k090"), 90),
+        (Range(*ALL, limit=5, sort_order=1, sort_target=1), 5),
+        (Range(*ALL, keys_only=True, sort_order=1, sort_target=4), 200),
         (Range(*ALL, count_only=True), 0),
     ):
         assert len(kv.keys(request)) == count, request
@@ -394,6 +398,6 @@ def test_a_range_is_the_same_however_it_is_read(kv: Client, monkeypatch: pytest.
         for order in (0, 1, 2)
     ]
     whole = [kv.machine.range(request) for request in requests]
-    monkeypatch.setattr(kv_machine, "PAGE_KEYS_MIN", 3)
-    monkeypatch.setattr(kv_machine, "PAGE_BYTES", 40)
+    monkeypatch.setattr(kv_reading, "PAGE_KEYS", 3)
+    monkeypatch.setattr(kv_reading, "PAGE_BYTES", 40)
     assert [kv.machine.range(request) for request in requests] == whole

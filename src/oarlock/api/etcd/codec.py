@@ -7,6 +7,8 @@ None and the caller uses `protobuf`; so it cannot disagree with it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from oarlock.machines.kv.commands import DeleteResult, PutResult, RangeResult, TxnResult
 
 _ONE = tuple(bytes((n,)) for n in range(128))
@@ -125,28 +127,55 @@ def get_response(header: bytes, kv: bytes | None) -> bytes:
 
 
 def range_response(header: bytes, result: RangeResult) -> bytes:
-    parts = [header]
-    for kv in result.kvs:
+    return header + key_values(result.kvs) + range_end(result)
+
+
+def key_values(kvs: Sequence[bytes]) -> bytes:
+    """Key-values as fields of a RangeResponse."""
+    parts: list[bytes] = []
+    for kv in kvs:
         parts += (b"\x12", varint(len(kv)), kv)
-    if result.more:
-        parts.append(b"\x18\x01")
-    parts.append(_uint(0x20, result.count))
     return b"".join(parts)
 
 
+def range_end(result: RangeResult) -> bytes:
+    """What comes after the key-values."""
+    return (b"\x18\x01" if result.more else b"") + _uint(0x20, result.count)
+
+
+NO_HEADER = b"\x0a\x00"
+"""The header of a transaction inside another one."""
+
+
+def txn_begin(result: TxnResult) -> bytes:
+    return b"\x10\x01" if result.succeeded else b""
+
+
+def txn_op(response: RangeResult | PutResult | DeleteResult | TxnResult, body: bytes) -> bytes:
+    """One operation's response, which `body` is, as a field of a TxnResponse."""
+    match response:
+        case RangeResult():
+            tag = b"\x0a"
+        case PutResult():
+            tag = b"\x12"
+        case DeleteResult():
+            tag = b"\x1a"
+        case _:
+            tag = b"\x22"
+    return _field(b"\x1a", _field(tag, body))
+
+
 def txn_response(header: bytes, result: TxnResult) -> bytes:
-    parts = [header]
-    if result.succeeded:
-        parts.append(b"\x10\x01")
+    parts = [header, txn_begin(result)]
     for response in result.responses:
         match response:
             case RangeResult():
-                op = _field(b"\x0a", range_response(inner_header(response.revision), response))
+                body = range_response(inner_header(response.revision), response)
             case PutResult():
-                op = _field(b"\x12", put_response(inner_header(response.revision), response))
+                body = put_response(inner_header(response.revision), response)
             case DeleteResult():
-                op = _field(b"\x1a", delete_response(inner_header(response.revision), response))
+                body = delete_response(inner_header(response.revision), response)
             case _:
-                op = _field(b"\x22", txn_response(b"\x0a\x00", response))
-        parts.append(_field(b"\x1a", op))
+                body = txn_response(NO_HEADER, response)
+        parts.append(txn_op(response, body))
     return b"".join(parts)

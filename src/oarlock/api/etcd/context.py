@@ -14,15 +14,17 @@ from typing import Any, Protocol, cast
 from oarlock.api.backend import Backend
 from oarlock.api.etcd import codec, errors
 from oarlock.api.etcd.access import Access, AuthOptions, AuthReads
+from oarlock.api.etcd.reads import Reads
 from oarlock.api.grpc import Call, Code, RpcError, StreamCall
 from oarlock.api.limits import Limits
 from oarlock.errors import RaftError
 from oarlock.machines.kv import commands
 from oarlock.machines.kv.alarms import AlarmBook
-from oarlock.machines.kv.commands import Range, RangeResult, Refused
+from oarlock.machines.kv.commands import Range, Refused, Txn
 from oarlock.machines.kv.commands_alarm import AlarmActivate, AlarmType
 from oarlock.machines.kv.hashing import HashSource
 from oarlock.machines.kv.leases import LeaseBook
+from oarlock.machines.kv.reading import Reading
 from oarlock.machines.kv.watch import WatchHub
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class KvReads(Protocol):
     def size_in_use(self) -> int: ...
     @property
     def watches(self) -> WatchHub: ...
-    def range(self, request: Range) -> RangeResult | Refused: ...
+    def read(self, request: Range | Txn) -> Reading | Refused: ...
     def range_one(self, key: bytes) -> bytes | None:
         """The encoded KeyValue of `key` now."""
 
@@ -92,6 +94,9 @@ class ServiceContext:
 
         self._space_alarm_asked = False
         self._refused_for_space: list[Call] = []
+        self.reads = Reads(limits)
+        """Reads that may take long."""
+
         self._reads: list[tuple[Call, Callable[[Call], None]]] = []
 
         self._look()

@@ -12,10 +12,11 @@ from oarlock.api.etcd import errors
 from oarlock.api.etcd.codec import varint
 from oarlock.api.etcd.context import ServiceContext, fail
 from oarlock.api.etcd.parsing import parse
+from oarlock.api.etcd.reads import Job, read
 from oarlock.api.etcd.tokens import Identity
-from oarlock.api.etcd.turns import Expired, HubReader, Turns, created_at, key_in, prefix_end, unknown
+from oarlock.api.etcd.turns import Expired, HubReader, Turns, created_at, key_in, oldest_of, prefix_end, unknown
 from oarlock.api.grpc import Call, Code, Method, RpcError, StreamCall
-from oarlock.machines.kv.commands import DeleteRange, Put, Txn, TxnResult
+from oarlock.machines.kv.commands import DeleteRange, Put, RangeResult, Txn, TxnResult
 from oarlock.machines.kv.encoding import key_of, mod_revision_of
 from oarlock.machines.kv.events import NO_DELETE
 from oarlock.machines.kv.watch import Kind
@@ -63,7 +64,7 @@ class ElectionService:
         try:
             if present is not None and present.value != request.value:
                 await self._put(call, key, create_revision, request.value, lease)
-            await turns.wait_turn(prefix, key, create_revision)
+            await turns.wait_turn(call, prefix, key, create_revision)
         except Expired:
             # Differs from etcd, which says here that we won with a key that is gone.
             raise RpcError(*NOT_LEADER) from None
@@ -128,10 +129,15 @@ class ElectionService:
         self._context.read(call, partial(self._answer_leader, request.name + b"/"))
 
     def _answer_leader(self, prefix: bytes, call: Call) -> None:
-        record = self._turns.oldest(prefix)
-        if record is None:
+        self._context.reads.run(call, self._leader_job(prefix, call))
+
+    def _leader_job(self, prefix: bytes, call: Call) -> Job:
+        found, spent = yield from read(self._context.kv, oldest_of(prefix))
+        assert isinstance(found, RangeResult), f"the present revision cannot be read: {found}"
+        if not found.kvs:
             raise RpcError(*NO_LEADER)
-        call.reply(self._response(self._context.kv.revision, record))
+        call.reply(self._response(found.revision, found.kvs[0]))
+        return spent
 
     def _response(self, revision: int, record: bytes) -> bytes:
         return self._context.header(revision, self._context.backend.term) + b"\x12" + varint(len(record)) + record
@@ -167,8 +173,7 @@ class ElectionService:
 
     async def _follow(self, call: StreamCall, prefix: bytes, end: bytes) -> None:
         """Send what the present leader, or else the next one, proclaims, until its key is gone."""
-        revision = self._context.kv.revision
-        record = self._turns.oldest(prefix)
+        record, revision = await self._turns.oldest(call, prefix)
         reader = HubReader(self._turns.pump)
         try:
             if record is None:

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from oarlock.api import proto
 from oarlock.api.etcd import codec, errors, requests
 from oarlock.api.etcd.context import ServiceContext, fail
 from oarlock.api.etcd.parsing import parse
+from oarlock.api.etcd.reads import Job, encode_range, encode_txn, read
 from oarlock.api.grpc import Call, Method, RpcError
 from oarlock.errors import RaftError
 from oarlock.machines.kv.alarms import puts
 from oarlock.machines.kv.commands import (
     Compact,
     CompactResult,
-    Compare,
-    CompareResult,
-    CompareTarget,
     DeleteResult,
     Put,
     PutResult,
     Range,
     RangeResult,
-    Refused,
     Txn,
     TxnResult,
 )
-from oarlock.machines.kv.machine import RANGE_BYTES_MAX
 
 _RangeRequest = proto.message("etcdserverpb.RangeRequest")
 _PutRequest = proto.message("etcdserverpb.PutRequest")
 _DeleteRangeRequest = proto.message("etcdserverpb.DeleteRangeRequest")
 _TxnRequest = proto.message("etcdserverpb.TxnRequest")
 _CompactionRequest = proto.message("etcdserverpb.CompactionRequest")
-_KeyValue = proto.message("mvccpb.KeyValue")
 
 
 class KvService:
@@ -154,66 +148,30 @@ class KvService:
         call.reply(codec.get_response(self._header(kv.revision, self._backend.term), kv.range_one(key)))
 
     def _answer_range(self, command: Range, call: Call) -> None:
-        result = self._kv.range(command)
+        self._context.reads.run(call, self._range_job(command, call))
+
+    def _range_job(self, command: Range, call: Call) -> Job:
+        result, spent = yield from read(self._kv, command)
         if isinstance(result, RangeResult):
-            call.reply(codec.range_response(self._header(result.revision, self._backend.term), result))
+            data = yield from encode_range(self._header(result.revision, self._backend.term), result)
+            self._reply(call, data)
         else:
-            call.fail(*errors.of_kv_error(result.error))
+            fail(call, result)
+        return spent
 
     def _read_only_txn(self, txn: Txn, call: Call) -> None:
-        revision = self._kv.revision
-        result = self._evaluate(txn, revision, [RANGE_BYTES_MAX])
-        call.reply(codec.txn_response(self._header(revision, self._backend.term), result))
+        self._context.reads.run(call, self._txn_job(txn, call))
 
-    def _evaluate(self, txn: Txn, revision: int, budget: list[int]) -> TxnResult:
-        """A read-only transaction on the present state. Raises `RpcError` for a range that cannot be read, or when
-        the ranges together exceed the bytes in `budget`."""
-        succeeded = all(self._holds(compare) for compare in txn.compare)
-        result = TxnResult(revision, succeeded, [])
-        for op in txn.success if succeeded else txn.failure:
-            if isinstance(op, Txn):
-                result.responses.append(self._evaluate(op, revision, budget))
-                continue
-            assert isinstance(op, Range), f"{op} in a read-only transaction"
-            if op.revision < 0 and op.revision < (self._kv.compact_revision or -1):
-                # etcd takes a negative revision as "now" in a Range of its own, but compares it in a transaction.
-                raise RpcError(*errors.COMPACTED)
-            answer = self._kv.range(op)
-            if isinstance(answer, Refused):
-                raise RpcError(*errors.of_kv_error(answer.error))
-            budget[0] -= sum(map(len, answer.kvs))
-            if budget[0] < 0:
-                raise RpcError(*errors.RANGE_TOO_LARGE)
-            result.responses.append(answer)
-        return result
+    def _txn_job(self, txn: Txn, call: Call) -> Job:
+        result, spent = yield from read(self._kv, txn)
+        if isinstance(result, TxnResult):
+            data = yield from encode_txn(self._header(result.revision, self._backend.term), result)
+            self._reply(call, data)
+        else:
+            fail(call, result)
+        return spent
 
-    def _holds(self, compare: Compare) -> bool:
-        found = self._kv.range(Range(compare.key, compare.range_end))
-        assert isinstance(found, RangeResult), f"the present revision cannot be read: {found}"
-        if not found.kvs:
-            return compare.target != CompareTarget.VALUE and _compares(compare, _KeyValue())
-        return all(_compares(compare, _KeyValue.FromString(kv)) for kv in found.kvs)
-
-
-def _compares(compare: Compare, kv: Any) -> bool:
-    match compare.target:
-        case CompareTarget.VALUE:
-            actual: Any = kv.value
-        case CompareTarget.VERSION:
-            actual = kv.version
-        case CompareTarget.CREATE:
-            actual = kv.create_revision
-        case CompareTarget.MOD:
-            actual = kv.mod_revision
-        case _:
-            actual = kv.lease
-    operand: Any = compare.operand
-    match compare.result:
-        case CompareResult.EQUAL:
-            return bool(actual == operand)
-        case CompareResult.GREATER:
-            return bool(actual > operand)
-        case CompareResult.LESS:
-            return bool(actual < operand)
-        case _:
-            return bool(actual != operand)
+    def _reply(self, call: Call, data: bytes) -> None:
+        if self._context.quarantined:  # since the read began
+            raise RpcError(*errors.CORRUPT)
+        call.reply(data)

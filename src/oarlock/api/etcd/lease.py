@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from functools import partial
+from heapq import merge
+from itertools import islice
 from typing import Any, Final
 
 from oarlock.api import proto
@@ -13,6 +15,7 @@ from oarlock.api.etcd import errors
 from oarlock.api.etcd.codec import varint
 from oarlock.api.etcd.context import ServiceContext, fail
 from oarlock.api.etcd.parsing import parse
+from oarlock.api.etcd.reads import Job
 from oarlock.api.etcd.tokens import Identity
 from oarlock.api.etcd.watch import WatchPump
 from oarlock.api.grpc import Call, Method, RpcError, StreamCall
@@ -20,6 +23,7 @@ from oarlock.errors import RaftError
 from oarlock.machines.kv.commands import KvError, Refused
 from oarlock.machines.kv.commands_lease import LeaseDone, LeaseGrant, LeaseGranted, LeaseRevoke
 from oarlock.machines.kv.leases import LeaseBook
+from oarlock.machines.kv.reading import STEP_UNITS
 
 KEEP_ALIVES_AT_ONCE_MAX: Final = 1000
 """Keep-alives of one stream that are asked of the leader together; what else has come waits for their answer."""
@@ -33,7 +37,6 @@ _LeaseKeepAliveRequest = proto.message("etcdserverpb.LeaseKeepAliveRequest")
 _LeaseTimeToLiveRequest = proto.message("etcdserverpb.LeaseTimeToLiveRequest")
 _LeaseTimeToLiveResponse = proto.message("etcdserverpb.LeaseTimeToLiveResponse")
 _LeaseLeasesRequest = proto.message("etcdserverpb.LeaseLeasesRequest")
-_LeaseLeasesResponse = proto.message("etcdserverpb.LeaseLeasesResponse")
 
 
 class LeaseService:
@@ -188,13 +191,34 @@ class LeaseService:
         self._context.read(call, self._answer_leases)
 
     def _answer_leases(self, call: Call) -> None:
-        response = _LeaseLeasesResponse()
-        self._context.fill(response.header, self._kv.revision)
-        for lease in self._book.ids():
-            response.leases.add().ID = lease
-        call.reply(response.SerializeToString())
+        self._context.reads.run(call, self._leases_job(call))
+
+    def _leases_job(self, call: Call) -> Job:
+        """All leases there are now, the one with the lowest ceiling first: sorted in pieces, which are then merged."""
+        book = self._book
+        parts = [self._header(self._kv.revision, self._backend.term)]
+        pieces: list[list[tuple[int, int]]] = []
+        ids = book.unordered()
+        for first in range(0, len(ids), STEP_UNITS):
+            piece = ids[first : first + STEP_UNITS]
+            pieces.append(sorted((found[1], lease) for lease in piece if (found := book.get(lease)) is not None))
+            if len(ids) > STEP_UNITS:
+                yield len(piece), 0
+        ordered = merge(*pieces)
+        while piece_of_answer := [_listed(lease) for _, lease in islice(ordered, STEP_UNITS)]:
+            parts += piece_of_answer
+            if len(ids) > STEP_UNITS:
+                yield len(piece_of_answer), 0
+        call.reply(b"".join(parts))
+        return 1 + min(len(ids), STEP_UNITS)
 
 
 def _lease_of(message: bytes) -> int:
     lease: int = parse(_LeaseKeepAliveRequest, message).ID
     return lease
+
+
+def _listed(lease: int) -> bytes:
+    """One of the leases in a LeaseLeasesResponse."""
+    body = b"\x08" + varint(lease)
+    return b"\x12" + varint(len(body)) + body

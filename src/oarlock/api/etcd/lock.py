@@ -46,9 +46,9 @@ class LockService:
         key = key_in(prefix, lease)
         _, create_revision, revision = await turns.enter(call, key, b"", lease)
         try:
-            if await turns.wait_turn(prefix, key, create_revision):
+            if await turns.wait_turn(call, prefix, key, create_revision):
                 await turns.caught_up()  # as etcd: that our key is still there is asked of the whole group
-                await turns.wait_turn(prefix, key, create_revision)
+                await turns.wait_turn(call, prefix, key, create_revision)
                 revision = kv.revision
         except Expired:
             raise RpcError(*EXPIRED) from None

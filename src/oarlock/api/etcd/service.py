@@ -60,6 +60,7 @@ class EtcdService:
     def close(self) -> None:
         """The port is closed: end what runs beside the event loop."""
         self._auth.close()
+        self.context.reads.close()
         self._turns.close()
         self._pump.close()
 

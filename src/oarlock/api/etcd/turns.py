@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from oarlock.api.etcd import errors
 from oarlock.api.etcd.context import ServiceContext
+from oarlock.api.etcd.reads import Job, read
 from oarlock.api.etcd.watch import WatchPump
 from oarlock.api.grpc import Call, Code, RpcError
 from oarlock.errors import RaftError
@@ -188,12 +189,12 @@ class Turns:
         present = decode_key_value(found.kvs[0])
         return present, present.create_revision, result.revision
 
-    async def wait_turn(self, prefix: bytes, key: bytes, create_revision: int) -> bool:
+    async def wait_turn(self, call: Call, prefix: bytes, key: bytes, create_revision: int) -> bool:
         """Return when `key` is the oldest of its prefix: whether it had to wait. Raises `Expired` as soon as it is
         gone."""
         waited = False
         while True:
-            before = self._just_before(prefix, key, create_revision)
+            before = await self._just_before(call, prefix, key, create_revision)
             if before is None:
                 return waited
             waited = True
@@ -203,15 +204,18 @@ class Turns:
                 for watch_id, watched in enumerate((before, key)):
                     reader.stream.watch(watch_id, watched, filters=NO_PUT)
                 reader.stream.take(_READ_BYTES)  # that they were created
-                await reader.read()
+                if self.context.kv.range_one(before) is not None and self._is_there(key, create_revision):
+                    await reader.read()
             finally:
                 reader.close()
 
-    def _just_before(self, prefix: bytes, key: bytes, create_revision: int) -> bytes | None:
+    def _is_there(self, key: bytes, create_revision: int) -> bool:
+        own = self.context.kv.range_one(key)
+        return own is not None and decode_key_value(own).create_revision == create_revision
+
+    async def _just_before(self, call: Call, prefix: bytes, key: bytes, create_revision: int) -> bytes | None:
         """The youngest key of the prefix that is older than ours. Raises `Expired` if ours is gone."""
-        kv = self.context.kv
-        own = kv.range_one(key)
-        if own is None or decode_key_value(own).create_revision != create_revision:
+        if not self._is_there(key, create_revision):
             raise Expired
         request = Range(
             prefix,
@@ -222,16 +226,35 @@ class Turns:
             keys_only=True,
             max_create_revision=create_revision - 1,
         )
-        found = kv.range(request)
-        assert isinstance(found, RangeResult), f"the present revision cannot be read: {found}"
+        found = await self.read(call, request)
+        if not self._is_there(key, create_revision):
+            raise Expired
         return decode_key_value(found.kvs[0]).key if found.kvs else None
 
-    def oldest(self, prefix: bytes) -> bytes | None:
-        """The encoded key-value whose turn it is."""
-        request = Range(prefix, prefix_end(prefix), limit=1, sort_order=SortOrder.ASCEND, sort_target=SortTarget.CREATE)
-        found = self.context.kv.range(request)
-        assert isinstance(found, RangeResult), f"the present revision cannot be read: {found}"
-        return found.kvs[0] if found.kvs else None
+    async def oldest(self, call: Call, prefix: bytes) -> tuple[bytes | None, int]:
+        """The encoded key-value whose turn it is, and the revision at which it is so."""
+        found = await self.read(call, oldest_of(prefix))
+        return found.kvs[0] if found.kvs else None, found.revision
+
+    async def read(self, call: Call, request: Range) -> RangeResult:
+        """A range of the present. At once, if it is small."""
+        future: asyncio.Future[RangeResult] = asyncio.get_running_loop().create_future()
+
+        def job() -> Job:
+            spent = 1
+            try:
+                found, spent = yield from read(self.context.kv, request)
+                assert isinstance(found, RangeResult), f"the present revision cannot be read: {found}"
+            except Exception as error:  # it belongs to the coroutine
+                if not future.done():
+                    future.set_exception(error)
+            else:
+                if not future.done():
+                    future.set_result(found)
+            return spent
+
+        self.context.reads.run(call, job())
+        return await future
 
     def leave(self, call: Call, key: bytes, create_revision: int) -> None:
         """Take our key out of the queue; if that fails, its lease will. For a caller who has given up."""
@@ -256,6 +279,11 @@ def _forget(result: object) -> None:
 
 def created_at(key: bytes, revision: int) -> Compare:
     return Compare(CompareTarget.CREATE, CompareResult.EQUAL, key, revision)
+
+
+def oldest_of(prefix: bytes) -> Range:
+    """The request for the key whose turn it is."""
+    return Range(prefix, prefix_end(prefix), limit=1, sort_order=SortOrder.ASCEND, sort_target=SortTarget.CREATE)
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -106,6 +106,10 @@ class LeaseBook:
         """All leases, the one with the lowest ceiling first."""
         return sorted(self._leases, key=lambda lease: (self._leases[lease][1], lease))
 
+    def unordered(self) -> list[int]:
+        """All leases, in an order that differs between members."""
+        return list(self._leases)
+
     def items(self) -> Iterator[tuple[int, tuple[int, int]]]:
         """Id, and TTL in s and ceiling in ns; in an order that differs between members."""
         return iter(self._leases.items())

@@ -14,7 +14,7 @@ Tables (what is stored is a file format, and `docs/reference/kv-machine.md` desc
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -27,8 +27,6 @@ from oarlock.machines.kv.commands import (
     Compact,
     CompactResult,
     Compare,
-    CompareResult,
-    CompareTarget,
     DeleteRange,
     DeleteResult,
     KvError,
@@ -40,7 +38,6 @@ from oarlock.machines.kv.commands import (
     Refused,
     Result,
     SortOrder,
-    SortTarget,
     Txn,
     TxnResult,
     decode,
@@ -69,6 +66,7 @@ from oarlock.machines.kv.commands_lease import (
     LeaseRevoke,
     LeaseTick,
 )
+from oarlock.machines.kv.counts import KeyCounts
 from oarlock.machines.kv.encoding import (
     INT64_MAX,
     INT64_MIN,
@@ -80,7 +78,6 @@ from oarlock.machines.kv.encoding import (
     mod_revision_of,
     read_varint,
     varint,
-    without_value,
 )
 from oarlock.machines.kv.events import WatchEvent
 from oarlock.machines.kv.fresh import FreshReplacement, FreshStart
@@ -109,15 +106,13 @@ from oarlock.machines.kv.layout import (
     unpack_state,
 )
 from oarlock.machines.kv.leases import LeaseBook
+from oarlock.machines.kv.reading import RANGE_BYTES_MAX, Moment, Reading, bounds, holds_for_one, taken
 from oarlock.machines.kv.watch import WatchHub
 from oarlock.machines.memory_store import MemoryStore
-from oarlock.machines.store import Store
+from oarlock.machines.store import Store, Table
 
 TXN_DEPTH_MAX = 128
 """How deep transactions nest. (etcd's bound follows from its 128 operations.)"""
-
-RANGE_BYTES_MAX = 64 << 20
-"""Key-values in the answer to one command, roughly. What would answer with more is refused, alike on every member."""
 
 PAGE_KEYS_MIN, PAGE_KEYS_MAX, PAGE_BYTES = 128, 4096, 4 << 20
 """How much of a range is read at a time, where it is not known how large it is."""
@@ -134,14 +129,6 @@ _PUT_NEW, _PUT_OVER = bytes([PUT_NEW]), bytes([PUT_OVER])
 _PUT_AFTER, _DELETED = bytes([PUT_AFTER_DELETE]), bytes([DELETED])
 _NOTHING = KeyValue(b"", 0, 0, 0, b"", 0)
 
-_SORT_KEYS: dict[int, Callable[[KeyValue], int | bytes]] = {
-    SortTarget.KEY: lambda kv: kv.key,
-    SortTarget.VERSION: lambda kv: kv.version,
-    SortTarget.CREATE: lambda kv: kv.create_revision,
-    SortTarget.MOD: lambda kv: kv.mod_revision,
-    SortTarget.VALUE: lambda kv: kv.value,
-}
-
 
 class Change(NamedTuple):
     """One entry of the log. `previous` is the key-value that was replaced or deleted, encoded."""
@@ -151,11 +138,6 @@ class Change(NamedTuple):
     key: bytes
     deleted: bool
     previous: bytes | None
-
-
-def _bounds(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
-    """The half-open range of a request with a range end: one zero byte is no end."""
-    return key, None if range_end == b"\0" else range_end
 
 
 class KvMachine:
@@ -170,6 +152,7 @@ class KvMachine:
         self.auth = AuthState(store.table(AUTH))
         """Who may do what. The same object for the machine's whole life."""
 
+        self.moments: list[Moment] = []
         self._feed: list[WatchEvent] | None = None  # of the batch under way, while anybody watches
         self._attach()
         self.watches = WatchHub(self)
@@ -200,6 +183,8 @@ class KvMachine:
         self._revision = state.revision
         self._compact_revision = state.compact_revision
         self._keys = state.keys
+        self.counts = KeyCounts(self._current)
+        self._end_readings()
         self._tombstone_count = state.tombstones
         self._digest = state.digest
         self._purge_from = b""
@@ -232,16 +217,32 @@ class KvMachine:
         """The encoded key-value of one key now: what most reads want."""
         return self._current.get(key)
 
+    def read(self, request: Range | Txn) -> Reading | Refused:
+        """Begin a read of the present or, back to `compact_revision`, of the past; or a transaction that only reads."""
+        return Refused(KvError.MALFORMED, self._revision) if self._malformed(request, 0) else Reading(self, request)
+
     def range(self, request: Range) -> RangeResult | Refused:
-        """Answer a read of the present or, back to `compact_revision`, of the past."""
-        if self._malformed(request, 0):
-            return Refused(KvError.MALFORMED, self._revision)
-        if (refused := self._refuse_range(request)) is not None:
-            return refused
-        try:
-            return self._range(request, self._revision, RANGE_BYTES_MAX)
-        except _TooLargeError:
-            return Refused(KvError.RANGE_TOO_LARGE, self._revision)
+        """`read`, all at once: however long it takes."""
+        reading = self.read(request)
+        if isinstance(reading, Refused):
+            return reading
+        found = reading.whole()
+        assert not isinstance(found, TxnResult), request
+        return found
+
+    # What readings look at (see `reading.Source`).
+
+    @property
+    def current(self) -> Table:
+        return self._current
+
+    @property
+    def tombstones(self) -> Table:
+        return self._tombstones
+
+    @property
+    def key_count(self) -> int:
+        return self._keys
 
     def size(self) -> int:
         """Bytes that the state takes, free pages included."""
@@ -412,7 +413,7 @@ class KvMachine:
             self._decide(command, path)
             if (refused := self._refuse_txn(command, path)) is not None:
                 return refused
-            if self._keys > PAGE_KEYS_MIN and self._answer_too_large(self._taken(command, iter(path))):
+            if self._keys > PAGE_KEYS_MIN and self._answer_too_large(taken(command, iter(path))):
                 return Refused(KvError.RANGE_TOO_LARGE, self._revision)
             writes = _Writes(self._revision + 1)
             result = self._txn(command, iter(path), writes)
@@ -531,24 +532,22 @@ class KvMachine:
 
     def _decide(self, txn: Txn, path: list[bool]) -> None:
         """Evaluate the compares of a transaction and of those nested on the way taken, depth first."""
-        success = all(self._compare(compare) for compare in txn.compare)
+        success = all(self._holds(compare) for compare in txn.compare)
         path.append(success)
         for op in txn.success if success else txn.failure:
             if isinstance(op, Txn):
                 self._decide(op, path)
 
-    def _taken(self, txn: Txn, path: Iterator[bool]) -> Iterator[Put | DeleteRange | Range]:
-        """The operations that will run, in order."""
-        for op in txn.success if next(path) else txn.failure:
-            if isinstance(op, Txn):
-                yield from self._taken(op, path)
-            else:
-                yield op
+    def _holds(self, compare: Compare) -> bool:
+        if compare.range_end:
+            return Reading(self, Txn([compare])).holds(compare)
+        record = self._current.get(compare.key)
+        return holds_for_one(compare, None if record is None else decode_key_value(record))
 
     def _refuse_txn(self, txn: Txn, path: list[bool]) -> Refused | None:
         """As etcd: first every put of the way taken, then every range, all against the state before."""
         ranges: list[Range] = []
-        for op in self._taken(txn, iter(path)):
+        for op in taken(txn, iter(path)):
             if isinstance(op, Range):
                 ranges.append(op)
             elif (refused := self._refuse_put(op, True)) is not None:
@@ -574,25 +573,11 @@ class KvMachine:
                     limit = max(op.limit, 0)
             elif not isinstance(op, DeleteRange) or not op.prev_kv or not op.range_end:
                 continue
-            for page in self._pages(*_bounds(op.key, op.range_end), limit, False):
+            for page in self._pages(*bounds(op.key, op.range_end), limit, False):
                 size += sum(map(len, page))
                 if size > RANGE_BYTES_MAX:
                     return True
         return False
-
-    # -- compares
-
-    def _compare(self, compare: Compare) -> bool:
-        """Whether every key of the range is as asked; one that does not exist has zeros, and no value at all."""
-        if compare.range_end:
-            start, end = _bounds(compare.key, compare.range_end)
-            records = self._current.values(start, end)
-        else:
-            record = self._current.get(compare.key)
-            records = [] if record is None else [record]
-        if not records:
-            return compare.target != CompareTarget.VALUE and _compare_one(compare, _NOTHING)
-        return all(_compare_one(compare, decode_key_value(record)) for record in records)
 
     # -- operations; `_refuse_...` has been asked
 
@@ -618,7 +603,10 @@ class KvMachine:
         if isinstance(op, DeleteRange):
             return self._delete_range(op, writes)
         # A range after a write of the same transaction sees it, and shows the revision that the write will have.
-        return self._range(op, writes.main if writes.sub else self._revision)
+        assert isinstance(op, Range), op
+        found = Reading(self, op, writes.main if writes.sub else self._revision, bytes_max=INT64_MAX).whole()
+        assert isinstance(found, RangeResult), f"{op} was not refused before: {found}"
+        return found
 
     def _put(self, main: int, sub: int, key: bytes, value: bytes, lease: int) -> bytes | None:
         """Store a key-value and log what it replaces, which is returned."""
@@ -639,7 +627,10 @@ class KvMachine:
                 self._log.put(place, _PUT_AFTER + deletion + key if known else _PUT_NEW + key)
                 self._tombstones.delete(key)
                 self._tombstone_count -= 1
+            if self.counts.on:
+                self.counts.changed(key, 1)
         else:
+            deletion = None
             size = len(key)
             at = size + (3 if size < 0x80 else 2 + len(varint(size)))  # the create revision's first byte
             while previous[at] >= 0x80:
@@ -655,6 +646,9 @@ class KvMachine:
         if lease:
             parts += (_LEASE_TAG, varint(lease))
         record = b"".join(parts)
+        if self.moments:
+            for moment in self.moments:
+                moment.keep(key, previous, deletion)
         self._current.put(key, record)
         self._changes.append(record)
         if lease or self.leases.attached:
@@ -667,13 +661,17 @@ class KvMachine:
 
     def _delete_range(self, op: DeleteRange, writes: _Writes) -> DeleteResult:
         if op.range_end:
-            pairs = self._current.items(*_bounds(op.key, op.range_end))
+            pairs = self._current.items(*bounds(op.key, op.range_end))
         else:
             record = self._current.get(op.key)
             pairs = [] if record is None else [(op.key, record)]
         for key, record in pairs:
             place = _place(writes.main, writes.sub)
             writes.sub += 1
+            for moment in self.moments:
+                moment.keep(key, record, None)
+            if self.counts.on:
+                self.counts.changed(key, -1)
             self._current.delete(key)
             self._log.put(place, _DELETED + record)
             self._tombstones.put(key, place)
@@ -708,96 +706,7 @@ class KvMachine:
             average = max(1, sum(map(len, records)) // len(records))
             page = min(max(PAGE_BYTES // average, PAGE_KEYS_MIN), PAGE_KEYS_MAX)
 
-    def _records(self, start: bytes, end: bytes | None, limit: int, reverse: bool, bytes_max: int) -> list[bytes]:
-        """All of `_pages`. Raises `_TooLargeError` as soon as they are over `bytes_max`, unless that is 0."""
-        if 0 < limit <= PAGE_KEYS_MIN or not bytes_max:
-            return self._current.values(start, end, limit=limit, reverse=reverse)
-        records: list[bytes] = []
-        size = 0
-        for page in self._pages(start, end, limit, reverse):
-            records += page
-            size += sum(map(len, page))
-            if size > bytes_max:
-                raise _TooLargeError
-        return records
-
-    def _range(self, request: Range, now: int, bytes_max: int = 0) -> RangeResult:
-        at = request.revision
-        past = 0 < at < now
-        filtered = bool(
-            request.min_mod_revision
-            or request.max_mod_revision
-            or request.min_create_revision
-            or request.max_create_revision
-        )
-        if not request.range_end:
-            record = self._record_at(request.key, at) if past else self._current.get(request.key)
-            records = [] if record is None else [record]
-            count = len(records)
-        elif past:
-            records = self._records_at(*_bounds(request.key, request.range_end), at)
-            count = len(records)
-            if bytes_max and sum(map(len, records)) > bytes_max and not request.count_only:
-                raise _TooLargeError
-            if request.limit > 0 and not filtered and request.sort_order == SortOrder.NONE:
-                del records[request.limit + 1 :]
-        elif request.count_only:
-            records = []
-            count = self._count(*_bounds(request.key, request.range_end))
-        else:
-            # One more than asked for tells whether there is more. With filters or an order all have to be seen,
-            # save for descending keys; with a sort target but no order etcd sorts only what the limit left.
-            start, end = _bounds(request.key, request.range_end)
-            backwards = request.sort_order == SortOrder.DESCEND and request.sort_target == SortTarget.KEY
-            whole = filtered or (request.sort_order != SortOrder.NONE and request.sort_target != SortTarget.KEY)
-            fetch = request.limit + 1 if request.limit > 0 and not whole else 0
-            records = self._records(start, end, fetch, backwards, bytes_max)
-            count = self._count(start, end) if fetch and len(records) == fetch else len(records)
-            if backwards:
-                records.reverse()
-        if request.count_only:
-            return RangeResult(now, [], False, count)
-        if filtered:
-            records = [record for record in records if _passes(request, decode_key_value(record))]
-        records = _sorted(request, records)
-        more = 0 < request.limit < len(records)
-        if more:
-            records = records[: request.limit]
-        if request.keys_only:
-            records = [without_value(record) for record in records]
-        return RangeResult(now, records, more, count)
-
-    def _count(self, start: bytes, end: bytes | None) -> int:
-        """How many keys there are in a range now; all of them need no counting."""
-        return self._keys if end is None and start <= b"\0" else self._current.count(start, end)
-
     # -- the past
-
-    def _record_at(self, key: bytes, revision: int) -> bytes | None:
-        """What `key` had at a past revision that is not compacted."""
-        return self._undo(key, self._current.get(key), self._tombstones.get(key), revision)
-
-    def _records_at(self, start: bytes, end: bytes | None, revision: int) -> list[bytes]:
-        """What the keys of a range had at a past revision, in order of the keys."""
-        present = dict[bytes, tuple[bytes | None, bytes | None]]()
-        for key, record in self._current.items(start, end):
-            present[key] = (record, None)
-        for key, deletion in self._tombstones.items(start, end):
-            present[key] = (None, deletion)
-        found = []
-        for key in sorted(present):
-            record_now, deletion_now = present[key]
-            record_then = self._undo(key, record_now, deletion_now, revision)
-            if record_then is not None:
-                found.append(record_then)
-        return found
-
-    def _undo(self, key: bytes, record: bytes | None, deletion: bytes | None, revision: int) -> bytes | None:
-        """Follow the log back from what a key has now, a record or a deletion, to what it had at `revision`."""
-        walk = Walk(key, record, deletion)
-        while self.walk_back(walk, revision, UNDO_STEPS) < 0:
-            pass
-        return walk.record
 
     def walk(self, key: bytes) -> Walk:
         """What a key has now, from where `walk_back` goes back."""
@@ -877,7 +786,8 @@ class KvMachine:
 
     def _purge(self, entries: int) -> int:
         """Cut entries off the log's front, and the tombstones that only they needed."""
-        end = _place(max(self._compact_revision, 0), 0)
+        needed = min((moment.oldest + 1 for moment in self.moments), default=self._compact_revision)
+        end = _place(max(min(self._compact_revision, needed), 0), 0)
         pairs = self._log.items(self._purge_from, end, limit=entries)
         for place, entry in pairs:
             self._log.delete(place)
@@ -887,7 +797,7 @@ class KvMachine:
                     self._tombstones.delete(key)
                     self._tombstone_count -= 1
         if len(pairs) < entries:
-            self._purging = False
+            self._purging = needed < self._compact_revision
         if pairs:
             # Not to look through what is deleted and not yet off the disk each time.
             self._purge_from = pairs[-1][0] + b"\0"
@@ -939,7 +849,13 @@ class KvMachine:
         self._store.checkpointed(checkpoint)
 
     def close(self) -> None:
+        self._end_readings()
         self._store.close()
+
+    def _end_readings(self) -> None:
+        moments, self.moments = self.moments, []
+        for moment in moments:
+            moment.lost = True
 
     # -- invariants
 
@@ -973,13 +889,10 @@ class KvMachine:
             assert (main, sub) in ((last[0], last[1] + 1), (last[0] + 1, 0)), f"log: {last}, then {(main, sub)}"
             last = (main, sub)
             assert entry[0] in (PUT_NEW, PUT_OVER, PUT_AFTER_DELETE, DELETED), entry[0]
+        self.counts.validate()
         self.leases.validate(attached)
         self.alarms.validate()
         assert last[0] == self._revision, f"the log ends at {last}, the revision is {self._revision}"
-
-
-class _TooLargeError(Exception):
-    """The answer to a read would be over a bound."""
 
 
 class _Writes:
@@ -990,48 +903,3 @@ class _Writes:
     def __init__(self, main: int) -> None:
         self.main = main
         self.sub = 0
-
-
-def _compare_one(compare: Compare, kv: KeyValue) -> bool:
-    """One key-value against a compare. As in etcd, for unknown numbers every key is equal and every test is met."""
-    operand = compare.operand
-    if compare.target == CompareTarget.VALUE:
-        wanted_value = operand if isinstance(operand, bytes) else b""
-        order = (kv.value > wanted_value) - (kv.value < wanted_value)
-    else:
-        wanted = operand if isinstance(operand, int) else 0
-        actual = {
-            CompareTarget.VERSION: kv.version,
-            CompareTarget.CREATE: kv.create_revision,
-            CompareTarget.MOD: kv.mod_revision,
-            CompareTarget.LEASE: kv.lease,
-        }.get(compare.target, wanted)  # type: ignore[call-overload]
-        order = (actual > wanted) - (actual < wanted)
-    if compare.result == CompareResult.EQUAL:
-        return order == 0
-    if compare.result == CompareResult.GREATER:
-        return order > 0
-    if compare.result == CompareResult.LESS:
-        return order < 0
-    if compare.result == CompareResult.NOT_EQUAL:
-        return order != 0
-    return True
-
-
-def _passes(request: Range, kv: KeyValue) -> bool:
-    """Whether the filters let a key-value through. Zero is no filter."""
-    return (
-        (not request.max_mod_revision or kv.mod_revision <= request.max_mod_revision)
-        and (not request.min_mod_revision or kv.mod_revision >= request.min_mod_revision)
-        and (not request.max_create_revision or kv.create_revision <= request.max_create_revision)
-        and (not request.min_create_revision or kv.create_revision >= request.min_create_revision)
-    )
-
-
-def _sorted(request: Range, records: list[bytes]) -> list[bytes]:
-    """Records in ascending order of keys, put into the order asked for. Equal ones stay in ascending order of keys."""
-    order = request.sort_order
-    if request.sort_target == SortTarget.KEY:
-        return records[::-1] if order == SortOrder.DESCEND else records
-    key = _SORT_KEYS[request.sort_target]
-    return sorted(records, key=lambda record: key(decode_key_value(record)), reverse=order == SortOrder.DESCEND)
