@@ -3,11 +3,11 @@ takes.
 
     python -m benchmarks.huge_ranges --keys 1000000
 
-One process serves the API over an on-disk key-value machine with so many keys of 16 bytes and values of 32 (no peers, no
-log: they would only add to it). A timer of 1 ms in its loop measures how late it is, and how much CPU time the loop's
-thread has used since the timer last ran: on a busy machine the first says more about the others. A client in another
-process does one huge read after the other while a second one gets single keys. Not a comparison with another server: run
-it on two versions of this one, with PYTHONPATH.
+One process serves the API over an on-disk key-value machine with so many keys of 16 bytes and values of 32 (no peers,
+no log: they would only add to it). A timer of 1 ms in its loop measures how late it is, and how much CPU time the
+loop's thread has used since the timer last ran: on a busy machine the first says more about the others. A client in
+another process does one huge read after the other while a second one gets single keys. Not a comparison with another
+server: run it on two versions of this one, with PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ async def measure(machine: KvMachine, index: int, keys: int) -> None:
     rows: list[tuple[str, float, float, float, float, float]] = []
     begun = 0.0
     while True:
-        while not asked.poll():
+        while not asked.poll():  # noqa: ASYNC110 (a pipe of another process)
             await asyncio.sleep(0.005)
         news = asked.recv()
         if news is None:
@@ -135,7 +135,7 @@ async def measure(machine: KvMachine, index: int, keys: int) -> None:
         else:
             rows.append((news[1], news[2], work, late, begun, time.perf_counter()))
     stop.set()
-    while not got.poll():
+    while not got.poll():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     latencies: list[tuple[float, float]] = got.recv()
     getter.join()

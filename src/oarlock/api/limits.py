@@ -89,7 +89,7 @@ class Limits:
     requests_per_turn_total_max: int = 2048
     """Requests of all connections in one turn, beyond those that are always served. The rest takes turns."""
 
-    read_units_per_turn: int = 4096
+    read_units_per_turn: int = 2048
     """Work on reads of all connections in one turn of the loop: a unit is a key that is looked at, a step into the
     past, or 4 KiB of key-values. Exceeded by one step, of `machines.kv.reading.STEP_UNITS`, at most."""
 

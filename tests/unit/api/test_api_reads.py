@@ -26,7 +26,7 @@ from oarlock.machines.kv.reading import PAGE_KEYS, STEP_UNITS
 
 KEYS = 6000
 UNITS = 2000
-TURN_MAX = UNITS + STEP_UNITS + 2 * PAGE_KEYS + 2
+TURN_MAX = UNITS + STEP_UNITS + 4 * PAGE_KEYS + 2
 
 _Range = proto.message("etcdserverpb.RangeRequest")
 _RangeResponse = proto.message("etcdserverpb.RangeResponse")

@@ -14,9 +14,12 @@ from tests.support.h2_client import H2Client, message_frame
 from oarlock.api import proto
 from oarlock.api.etcd import watch as api_watch
 from oarlock.api.grpc.status import Code
+from oarlock.machines.kv.commands import Put, encode
+from oarlock.machines.kv.commands_alarm import AuditMark, AuditReport
 
 WatchRequest = proto.message("etcdserverpb.WatchRequest")
 WatchResponse = proto.message("etcdserverpb.WatchResponse")
+RangeRequest = proto.message("etcdserverpb.RangeRequest")
 PutRequest = proto.message("etcdserverpb.PutRequest")
 WATCH = "/etcdserverpb.Watch/Watch"
 
@@ -244,6 +247,43 @@ def test_a_stream_that_wants_a_leader_ends_without_one(engine: str, run: Run, se
             assert (await client.finish(refused.stream_id)).text == "etcdserver: no leader"
             other.create(b"b")
             await other.until(2)
+
+    run(scenario())
+
+
+def test_nothing_is_told_after_quarantine(engine: str, run: Run, serving: Any) -> None:
+    """Not even what came in the same turn: the end of the streams does not wait for the tick of the port."""
+
+    async def scenario() -> None:
+        async with serving(engine) as served, await H2Client.connect(served.url) as client:
+            served.server.service.refresh = lambda: None
+            backend, machine = served.backend, served.backend.machine
+            watches = [Watch(client) for _ in range(3)]
+            for watch in watches:
+                watch.create(b"k", range_end=b"l")
+                await watch.until(1)
+            await put(client, b"k1")
+            for watch in watches:
+                await watch.until(2)
+            done: list[object] = []
+            backend.propose(encode(AuditMark(backend.term, 3)), done.append)
+            await served.until(lambda: len(done) == 1, "the mark")
+            batch = [
+                Put(b"k2", b"wrong"),
+                *(AuditReport(member, machine.alarms.mark, b"A" * 16) for member in (1, 2)),
+                AuditReport(backend.member_id, machine.alarms.mark, b"B" * 16),
+                Put(b"k3", b"wrong"),
+            ]
+            for command in batch:
+                backend.propose(encode(command), done.append)
+            await served.until(lambda: len(done) == 6, "the batch")
+            backend.propose(encode(Put(b"k4", b"wrong")), done.append)
+            for watch in watches:
+                answer = await client.finish(watch.stream_id)
+                assert (answer.code, answer.text) == (Code.DATA_LOSS, "etcdserver: corrupt cluster")
+                assert len(await watch.until(2)) == 2, "something was told after quarantine"
+            answer = await client.unary("/etcdserverpb.KV/Range", RangeRequest(key=b"k1").SerializeToString())
+            assert answer.text == "etcdserver: corrupt cluster"
 
     run(scenario())
 

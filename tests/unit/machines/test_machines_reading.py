@@ -27,8 +27,8 @@ from oarlock.machines.kv.reading import PAGE_KEYS, STEP_UNITS, Reading, StateRep
 
 KEYS = 20_000
 ALL = (b"\0", b"\0")
-STEP_MAX = STEP_UNITS + 2 * PAGE_KEYS + 2
-"""Units of a step: what it is given, and one page of a store and of what a filter or an order does with it."""
+STEP_MAX = STEP_UNITS + 4 * PAGE_KEYS + 2
+"""Units of a step: what it is given, and a page of everything that a read looks into."""
 
 
 class Filled:

@@ -61,6 +61,9 @@ class KvReads(Protocol):
     def size_in_use(self) -> int: ...
     @property
     def watches(self) -> WatchHub: ...
+
+    on_alarms: Callable[[], None] | None
+
     def read(self, request: Range | Txn) -> Reading | Refused: ...
     def range_one(self, key: bytes) -> bytes | None:
         """The encoded KeyValue of `key` now."""
@@ -99,7 +102,23 @@ class ServiceContext:
 
         self._reads: list[tuple[Call, Callable[[Call], None]]] = []
 
+        self.on_quarantine: Callable[[], None] | None = None
+        """Called in the turn in which this member's state is found to differ: nothing may be told from then on."""
+
+        self.kv.on_alarms = self._alarms_changed
         self._look()
+
+    def close(self) -> None:
+        """The port is closed: the machine goes on without us."""
+        self.kv.on_alarms = None
+        self.reads.close()
+
+    def _alarms_changed(self) -> None:
+        """In the middle of a turn of the member, which has just applied it."""
+        if not self.quarantined and self.kv.alarms.quarantined(self.backend.member_id):
+            self.quarantined = self.restricted = True
+            if self.on_quarantine is not None:
+                self.backend.flush_soon(self.on_quarantine)
 
     def refresh(self) -> None:
         """Called about once a second: what is too dear to ask for at every request."""
@@ -108,7 +127,7 @@ class ServiceContext:
 
     def _look(self) -> None:
         self.is_learner = self.backend.status().is_learner
-        self.quarantined = self.backend.quarantined
+        self.quarantined = self.backend.quarantined or self.kv.alarms.quarantined(self.backend.member_id)
         self.restricted = self.is_learner or self.quarantined
         size, quota = self.kv.size_in_use(), self.limits.quota_bytes
         self.guarded = size + QUOTA_MARGIN_BYTES > quota

@@ -165,7 +165,9 @@ class ElectionService:
             self._turns.pump.forget_leader(call)
 
     async def _tell(self, call: StreamCall, prefix: bytes, end: bytes, response: bytes) -> None:
-        """Send, if the caller may still see it."""
+        """Send, if the caller may still see it, and this member still knows it."""
+        if self._context.quarantined:
+            raise RpcError(*errors.CORRUPT)
         refused = self._context.access.may_go_on(call, prefix, end)
         if refused is not None:
             raise refused

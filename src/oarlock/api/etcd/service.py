@@ -60,9 +60,9 @@ class EtcdService:
     def close(self) -> None:
         """The port is closed: end what runs beside the event loop."""
         self._auth.close()
-        self.context.reads.close()
         self._turns.close()
         self._pump.close()
+        self.context.close()
 
     def protect(self, methods: Iterable[Method]) -> None:
         """Put the table of rights before every handler. Of methods that are not in it nobody gets anything while

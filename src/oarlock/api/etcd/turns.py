@@ -105,6 +105,8 @@ class Turns:
     async def _run(self, call: Call, work: Callable[[], Awaitable[bytes]]) -> None:
         try:
             answer = await work()
+            if self.context.quarantined:  # whose turn it is, this member does not know
+                raise RpcError(*errors.CORRUPT)
         except RpcError as refusal:
             call.on_gone = None
             call.fail(refusal.code, refusal.text)

@@ -54,6 +54,7 @@ class WatchPump:
         self.hub.on_behind = self._behind
         self._ready: list[Callable[[], None]] = []
         self._advancing = False
+        context.on_quarantine = self._quarantined
         self._calls: dict[StreamCall, bool] = {}  # open streams, and whether they want a leader
         self._leaderless_since: float | None = None
 
@@ -98,7 +99,7 @@ class WatchPump:
     def refresh(self) -> None:
         """Called about once a second."""
         if self._context.quarantined:
-            self._end(list(self._calls), errors.CORRUPT)  # what they are told may be wrong
+            self._quarantined()
         if self._context.backend.status().leader:
             self._leaderless_since = None
             return
@@ -107,6 +108,10 @@ class WatchPump:
             self._leaderless_since = now
         elif now - self._leaderless_since >= self._context.limits.leaderless_s:
             self._end([call for call, need_leader in self._calls.items() if need_leader], errors.NO_LEADER)
+
+    def _quarantined(self) -> None:
+        """End all streams: what they would be told may be wrong."""
+        self._end(list(self._calls), errors.CORRUPT)
 
     def _end(self, calls: list[StreamCall], status: tuple[Code, str]) -> None:
         for call in calls:
@@ -279,8 +284,8 @@ class _Watching:
     def _send(self) -> None:
         """Send what waits, as far as the reader keeps up."""
         stream, call = self._stream, self._call
-        if self._draining is not None:
-            return
+        if self._draining is not None or self._context.quarantined:
+            return  # in quarantine the stream is about to end
         auth = self._context.access.auth
         if auth.enabled and auth.revision != self._rights:
             self._ask_again()

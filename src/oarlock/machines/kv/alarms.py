@@ -52,6 +52,8 @@ class AlarmBook:
         """How many were asked."""
         self.blocking = False
         """Whether any command may have to be refused."""
+        self.changed = False
+        """Whether alarms have come or gone since the machine last told its listener."""
         self.reportable: tuple[int, bytes] | None = None
         """The last mark that this machine applied itself, and its digest there; the replica takes it from here."""
         for key, value in table.items():
@@ -99,6 +101,7 @@ class AlarmBook:
         self._no_space = any(alarm == AlarmType.NOSPACE for alarm, _ in self._alarms)
         self._corrupt = any(alarm == AlarmType.CORRUPT and by != _BY_AUDIT for (alarm, _), by in self._alarms.items())
         self.blocking = self._no_space or self._corrupt
+        self.changed = True
 
     def activate(self, member: int, alarm: int) -> bool:
         """Returns whether it was not active."""

@@ -14,7 +14,7 @@ Tables (what is stored is a file format, and `docs/reference/kv-machine.md` desc
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -151,6 +151,10 @@ class KvMachine:
         self.durable: bool = store.durable
         self.auth = AuthState(store.table(AUTH))
         """Who may do what. The same object for the machine's whole life."""
+
+        self.on_alarms: Callable[[], None] | None = None
+        """Called when alarms have come or gone, before watches are told of what came with it. It must only make a
+        note."""
 
         self.moments: list[Moment] = []
         self._feed: list[WatchEvent] | None = None  # of the batch under way, while anybody watches
@@ -348,9 +352,16 @@ class KvMachine:
             self._purge(PURGE_ENTRIES + PURGE_ENTRIES_PER_COMMAND * len(commands))
         self._save_state()
         self._store.commit(context.index, nbytes)
+        if alarms.changed:
+            self._tell_of_alarms()
         if self._feed is not None:
             self._tell_watches()
         return results
+
+    def _tell_of_alarms(self) -> None:
+        self.alarms.changed = False
+        if self.on_alarms is not None:
+            self.on_alarms()
 
     def _tell_watches(self) -> None:
         """Hand the batch's changes to the hub, once."""
@@ -820,6 +831,7 @@ class KvMachine:
         finally:
             replacement.abort()
         self._attach()
+        self._tell_of_alarms()
         self.watches.restored()
 
     # -- the annex

@@ -356,6 +356,7 @@ class Reading:
             self._left -= len(keys)
             ends.append((keys[-1] if reverse else keys[-1] + b"\0") if len(keys) == limit else None)
             found.update((key, changed.data[key]) for key in keys)
+        self._left -= len(found)  # putting them together costs as much again
         stop = nearest(ends, reverse)
         records = []
         for key in sorted(found, reverse=reverse):
