@@ -49,6 +49,29 @@ class OnceEach:
         return {"count": count, "rate": rate, "failed": self.failed, **quantiles(self.latencies), **usage()}
 
 
+def from_threads(request: dict[str, Any], add: Callable[[], object], refused: type[BaseException]) -> dict[str, Any]:
+    """The load of `outstanding` threads that each call and wait, for `seconds`."""
+    outcome = OnceEach()
+    until = time.perf_counter() + request["seconds"]
+
+    def work() -> None:
+        while (sent := time.perf_counter()) < until:
+            try:
+                add()
+            except refused:
+                outcome.failed += 1
+                continue
+            outcome.latencies.append(time.perf_counter() - sent)
+
+    began = time.perf_counter()
+    threads = [threading.Thread(target=work) for _ in range(request["outstanding"])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcome.report(began, time.perf_counter())
+
+
 # ------------------------------------------------------------------ ours
 
 
@@ -122,25 +145,7 @@ def thread_loop(
             case "value":
                 say({"value": value()})
             case "threads":
-                outcome = OnceEach()
-                until = time.perf_counter() + request["seconds"]
-
-                def work(outcome: OnceEach = outcome, until: float = until) -> None:
-                    while (began := time.perf_counter()) < until:
-                        try:
-                            add()
-                        except refused:
-                            outcome.failed += 1
-                            continue
-                        outcome.latencies.append(time.perf_counter() - began)
-
-                began = time.perf_counter()
-                threads = [threading.Thread(target=work) for _ in range(request["outstanding"])]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-                say(outcome.report(began, time.perf_counter()))
+                say(from_threads(request, add, refused))
             case "stop":
                 return
 
@@ -231,25 +236,7 @@ def pysyncobj_main(arguments: argparse.Namespace, peers: dict[str, str]) -> None
                 else:
                     say(load(request["outstanding"], request["seconds"]))
             case "threads":
-                outcome = OnceEach()
-                until = time.perf_counter() + request["seconds"]
-
-                def work(outcome: OnceEach = outcome, until: float = until) -> None:
-                    while (began := time.perf_counter()) < until:
-                        try:
-                            counter.add(1, sync=True, timeout=10)
-                        except SyncObjException:
-                            outcome.failed += 1
-                            continue
-                        outcome.latencies.append(time.perf_counter() - began)
-
-                began = time.perf_counter()
-                threads = [threading.Thread(target=work) for _ in range(request["outstanding"])]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-                say(outcome.report(began, time.perf_counter()))
+                say(from_threads(request, lambda: counter.add(1, sync=True, timeout=10), SyncObjException))
             case "stop":
                 counter.destroy()
                 return

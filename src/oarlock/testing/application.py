@@ -18,6 +18,7 @@ from oarlock.sim.invariants import Violation
 from oarlock.sim.world.application import NO_DIGEST
 from oarlock.sim.world.choices import Stream
 from oarlock.sim.world.disks import WorldDisk
+from oarlock.sim.world.session_model import ESCAPED, FIRST_PLAIN, PUBLISH, SESSION, SessionModel, Submission
 from oarlock.testing.guard import SECONDS_MAX, Guard
 from oarlock.testing.workload import Choose, Workload, commands_text
 
@@ -28,7 +29,6 @@ STATES_KEPT: Final = 512  # dumps by digest, to show how two states differ
 COPY_EVERY: Final = 8  # entries between two copies of the reference machine through dump and load
 SHOWN_MAX: Final = 160  # characters of a state in a message
 
-_SESSION, _PUBLISH, _ESCAPED, _FIRST_PLAIN = 0, 1, 2, 8
 _encode, _decode = msgspec.msgpack.encode, msgspec.msgpack.decode
 
 
@@ -261,10 +261,12 @@ class MachineReference:
         self._model = application.workload.model() if application.workload.model is not None else None
         self._behind: GuardedMachine | None = None  # a copy for reads of a state that is past
         self._behind_at = 0
-        self._sessions: dict[int, int] = {}
-        self._nonces: dict[int, int] = {}
-        self._replies: dict[tuple[int, int], Any] = {}
-        self.repeats = 0
+        self._sessions = SessionModel()
+
+    @property
+    def repeats(self) -> int:
+        """Commands of sessions that came again."""
+        return self._sessions.repeats
 
     # -- entries
 
@@ -272,59 +274,39 @@ class MachineReference:
         self._execute(context, [])
 
     def apply(self, commands: Sequence[bytes], context: Context) -> list[Any]:
+        sessions = self._sessions
         inner: list[bytes] = []
         places: list[tuple[int, int]] = []
         results: list[Any] = [None] * len(commands)
         fresh: dict[tuple[int, int], int] = {}
         for place, data in enumerate(commands):
-            kind = data[0] if data else _FIRST_PLAIN
-            if kind == _PUBLISH:
+            kind = data[0] if data else FIRST_PLAIN
+            if kind == PUBLISH:
                 continue
-            if kind != _SESSION:
+            if kind != SESSION:
                 places.append((place, len(inner)))
-                inner.append(data[1:] if kind == _ESCAPED else data)
+                inner.append(data[1:] if kind == ESCAPED else data)
                 continue
-            found = self._session(context.index << 20 | place, data)
-            if isinstance(found, tuple):
+            found = sessions.take(context.index << 20 | place, data)
+            if not isinstance(found, Submission):
                 results[place] = found
                 continue
-            session, sequence, command = found
-            key = (session, sequence)
-            if key in self._replies:
-                self.repeats += 1
-                results[place] = self._replies[key]
+            if found.key in sessions.replies:
+                sessions.repeats += 1
+                results[place] = sessions.replies[found.key]
                 continue
-            if key in fresh:
-                self.repeats += 1
+            if found.key in fresh:
+                sessions.repeats += 1
             else:
-                fresh[key] = len(inner)
-                inner.append(command)
-            places.append((place, fresh[key]))
+                fresh[found.key] = len(inner)
+                inner.append(found.command)
+            places.append((place, fresh[found.key]))
         answers = [self._application.plain(answer) for answer in self._execute(context, inner)]
         for place, at in places:
             results[place] = answers[at]
         for key, at in fresh.items():
-            self._replies[key] = answers[at]
+            sessions.replies[key] = answers[at]
         return results
-
-    def _session(self, position: int, data: bytes) -> tuple[Any, ...] | list[Any]:
-        """A tuple is the answer; a list is the session, the sequence number and the command to execute."""
-        tag, *fields = _decode(data[1:])
-        if tag == 1:
-            (nonce,) = fields
-            session = self._nonces.setdefault(nonce, position)
-            self._sessions.setdefault(session, 1)
-            return ("session", session)
-        if tag == 3:
-            self._sessions.pop(fields[0], None)
-            return ("closed",)
-        session, sequence, lowest, command = fields
-        if session not in self._sessions:
-            return ("rejected", "session_expired")
-        self._sessions[session] = max(lowest, self._sessions[session])
-        if sequence < self._sessions[session]:
-            return ("rejected", "sequence_forgotten")
-        return [session, sequence, command]
 
     def _execute(self, context: Context, commands: list[bytes]) -> list[object]:
         application, workload = self._application, self._workload

@@ -15,7 +15,7 @@ from tests.unit.api.test_api_fairness import Client
 
 from oarlock.api import proto
 from oarlock.api.etcd.reads import Job, Reads
-from oarlock.api.grpc import Code, RpcError
+from oarlock.api.grpc import Call, Code, RpcError
 from oarlock.api.limits import Limits
 from oarlock.api.metrics import Metrics
 from oarlock.api.server import ApiServer, start_api
@@ -41,9 +41,10 @@ EVERYTHING = {"key": b"\0", "range_end": b"\0"}
 def _call(connection: str) -> Any:
     failed: list[tuple[Code, str]] = []
     method = SimpleNamespace(service="test", name="Test")
-    return SimpleNamespace(
-        connection=connection, open=True, failed=failed, method=method, fail=lambda *status: failed.append(status)
-    )
+    call: Any = SimpleNamespace(connection=connection, open=True, failed=failed, method=method)
+    call.fail = lambda *status: failed.append(status)
+    call.fail_for = lambda error: Call.fail_for(call, error)
+    return call
 
 
 def _job(name: str, steps: int, log: list[str], units: int = 100, held: int = 0) -> Job:

@@ -16,7 +16,7 @@ from typing import Protocol
 from oarlock.api.backend import Backend
 from oarlock.api.etcd import errors, rights
 from oarlock.api.etcd.tokens import TOKEN_BYTES_MAX, AuthOptions, Identity, JwtTokens, SimpleTokens, Tokens
-from oarlock.api.grpc import Call, Code, Method, RpcError, StreamCall
+from oarlock.api.grpc import Call, Method, RpcError, StreamCall
 from oarlock.api.grpc.router import StreamHandler, UnaryHandler
 from oarlock.api.limits import Limits
 from oarlock.errors import RaftError
@@ -89,11 +89,8 @@ class Access:
             if self.auth.enabled:
                 self._must(row, call, message)
             handler(call, message)
-        except RpcError as refusal:
-            call.fail(refusal.code, refusal.text)
-        except Exception as fault:  # the outer edge of a call: it ends here, the connection goes on
-            log.exception("handler failed method=%s/%s", call.method.service, call.method.name)
-            call.fail(Code.INTERNAL, f"internal error: {type(fault).__name__}")
+        except Exception as error:  # the outer edge of a call: it ends here, the connection goes on
+            call.fail_for(error)
 
     async def _stream(self, row: rights.Row | None, handler: StreamHandler, call: StreamCall) -> None:
         # No stream that is asked here says in its messages who may have it.

@@ -234,11 +234,8 @@ class ServiceContext:
                 continue
             try:
                 answer(call)
-            except RpcError as refusal:
-                call.fail(refusal.code, refusal.text)
             except Exception as fault:  # the outer edge of a call: the other reads of the batch go on
-                log.exception("read failed method=%s/%s", call.method.service, call.method.name)
-                call.fail(Code.INTERNAL, f"internal error: {type(fault).__name__}")
+                call.fail_for(fault)
 
     # -- responses
     def fill(self, header: Any, revision: int) -> None:

@@ -8,7 +8,7 @@ from oarlock.api import proto
 from oarlock.api.etcd import codec, errors, requests
 from oarlock.api.etcd.context import ServiceContext, fail
 from oarlock.api.etcd.parsing import parse
-from oarlock.api.etcd.reads import Job, encode_range, encode_txn, read
+from oarlock.api.etcd.reads import Job, encode, read
 from oarlock.api.grpc import Call, Method, RpcError
 from oarlock.errors import RaftError
 from oarlock.machines.kv.alarms import puts
@@ -19,7 +19,7 @@ from oarlock.machines.kv.commands import (
     Put,
     PutResult,
     Range,
-    RangeResult,
+    Refused,
     Txn,
     TxnResult,
 )
@@ -148,30 +148,18 @@ class KvService:
         call.reply(codec.get_response(self._header(kv.revision, self._backend.term), kv.range_one(key)))
 
     def _answer_range(self, command: Range, call: Call) -> None:
-        self._context.reads.run(call, self._range_job(command, call))
-
-    def _range_job(self, command: Range, call: Call) -> Job:
-        result, spent = yield from read(self._kv, command)
-        if isinstance(result, RangeResult):
-            data = yield from encode_range(self._header(result.revision, self._backend.term), result)
-            self._reply(call, data)
-        else:
-            fail(call, result)
-        return spent
+        self._context.reads.run(call, self._job(command, call))
 
     def _read_only_txn(self, txn: Txn, call: Call) -> None:
-        self._context.reads.run(call, self._txn_job(txn, call))
+        self._context.reads.run(call, self._job(txn, call))
 
-    def _txn_job(self, txn: Txn, call: Call) -> Job:
-        result, spent = yield from read(self._kv, txn)
-        if isinstance(result, TxnResult):
-            data = yield from encode_txn(self._header(result.revision, self._backend.term), result)
-            self._reply(call, data)
-        else:
-            fail(call, result)
-        return spent
-
-    def _reply(self, call: Call, data: bytes) -> None:
+    def _job(self, request: Range | Txn, call: Call) -> Job:
+        result, spent = yield from read(self._kv, request)
+        if isinstance(result, Refused):
+            call.fail(*errors.of_kv_error(result.error))
+            return spent
+        data = yield from encode(self._header(result.revision, self._backend.term), result)
         if self._context.quarantined:  # since the read began
             raise RpcError(*errors.CORRUPT)
         call.reply(data)
+        return spent

@@ -9,18 +9,15 @@ theirs.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Generator
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 from oarlock.api.etcd import codec
-from oarlock.api.grpc import Call, Code, GrpcConnection, RpcError
+from oarlock.api.grpc import Call, GrpcConnection
 from oarlock.api.limits import Limits
 from oarlock.machines.kv.commands import Range, RangeResult, Refused, Txn, TxnResult
 from oarlock.machines.kv.reading import STEP_UNITS, UNIT_BYTES, Reading, StateReplaced
-
-log = logging.getLogger(__name__)
 
 Job: TypeAlias = Generator[tuple[int, int], None, int]
 """Yields, and at its end returns (without the second), the units of a step and the bytes that are held after it."""
@@ -114,11 +111,8 @@ class Reads:
             self._spend(end.value)
             self._over(waiting)
             return True
-        except RpcError as refusal:
-            call.fail(refusal.code, refusal.text)
-        except Exception as fault:  # the outer edge of a call: it ends here, everybody else goes on
-            log.exception("read failed method=%s/%s", call.method.service, call.method.name)
-            call.fail(Code.INTERNAL, f"internal error: {type(fault).__name__}")
+        except Exception as error:  # the outer edge of a call: it ends here, everybody else goes on
+            call.fail_for(error)
         else:
             self._spend(units)
             self._held += held - waiting.held
@@ -163,8 +157,20 @@ def read(kv: Readable, request: Range | Txn) -> Steps[tuple[RangeResult | TxnRes
             reading.close()
 
 
-def encode_range(header: bytes, result: RangeResult) -> Steps[bytes]:
-    """`codec.range_response` in steps."""
+def encode(header: bytes, result: RangeResult | TxnResult) -> Steps[bytes]:
+    """The response to a range, or to a transaction that only read."""
+    if isinstance(result, RangeResult):
+        return (yield from _encode_range(header, result))
+    parts = [header, codec.txn_begin(result)]
+    for response in result.responses:
+        assert isinstance(response, RangeResult | TxnResult), response
+        inner = codec.inner_header(response.revision) if isinstance(response, RangeResult) else codec.NO_HEADER
+        body = yield from encode(inner, response)
+        parts.append(codec.txn_op(response, body))
+    return b"".join(parts)
+
+
+def _encode_range(header: bytes, result: RangeResult) -> Steps[bytes]:
     kvs = result.kvs
     if len(kvs) <= ENCODE_KEYS:
         return codec.range_response(header, result)
@@ -176,17 +182,4 @@ def encode_range(header: bytes, result: RangeResult) -> Steps[bytes]:
         held += 2 * len(part)
         yield len(part) // UNIT_BYTES + ENCODE_KEYS // 4, held
     parts.append(codec.range_end(result))
-    return b"".join(parts)
-
-
-def encode_txn(header: bytes, result: TxnResult) -> Steps[bytes]:
-    """`codec.txn_response` of a transaction that only read, in steps."""
-    parts = [header, codec.txn_begin(result)]
-    for response in result.responses:
-        if isinstance(response, RangeResult):
-            body = yield from encode_range(codec.inner_header(response.revision), response)
-        else:
-            assert isinstance(response, TxnResult), response
-            body = yield from encode_txn(codec.NO_HEADER, response)
-        parts.append(codec.txn_op(response, body))
     return b"".join(parts)

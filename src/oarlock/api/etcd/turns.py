@@ -107,17 +107,13 @@ class Turns:
             answer = await work()
             if self.context.quarantined:  # whose turn it is, this member does not know
                 raise RpcError(*errors.CORRUPT)
-        except RpcError as refusal:
-            call.on_gone = None
-            call.fail(refusal.code, refusal.text)
         except asyncio.CancelledError:
             call.on_gone = None
             call.fail(*errors.SERVER_STOPPED)  # unless the call was over before, which is why we are here
             raise
-        except Exception as fault:  # the outer edge of a call: it ends here, the connection goes on
-            log.exception("handler failed method=%s/%s", call.method.service, call.method.name)
+        except Exception as error:  # the outer edge of a call: it ends here, the connection goes on
             call.on_gone = None
-            call.fail(Code.INTERNAL, f"internal error: {type(fault).__name__}")
+            call.fail_for(error)
         else:
             call.on_gone = None
             call.reply(answer)

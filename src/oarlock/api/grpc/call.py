@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from oarlock.api.grpc.status import Code, RpcError, status_trailers
 
 if TYPE_CHECKING:
     from oarlock.api.grpc.connection import GrpcConnection
+
+log = logging.getLogger(__name__)
 
 RESPONSE_HEADERS = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 TRAILERS_OK = ((b"grpc-status", b"0"), (b"grpc-message", b""))
@@ -70,16 +73,28 @@ class Call:
                 self.on_gone()
             codes = self.method.codes
             codes[code] = codes.get(code, 0) + 1
-            connection = self.connection
-            trailers = status_trailers(code, text)
-            if self.answered:
-                connection.engine.trailers(self.stream_id, trailers)
-            else:
-                connection.engine.head(self.stream_id, RESPONSE_HEADERS + trailers, True)
-                if not self.request_ended:
-                    connection.engine.reset(self.stream_id, 0)  # NO_ERROR: the rest of the request is not wanted
-            connection.forget(self)
-            connection.touch()
+            self._tell(code, text)
+            self.connection.forget(self)
+
+    def _tell(self, code: Code, text: str) -> None:
+        """Give the client the status that ends the call."""
+        connection = self.connection
+        trailers = status_trailers(code, text)
+        if self.answered:
+            connection.engine.trailers(self.stream_id, trailers)
+        else:
+            connection.engine.head(self.stream_id, RESPONSE_HEADERS + trailers, True)
+            if not self.request_ended:
+                connection.engine.reset(self.stream_id, 0)  # NO_ERROR: the rest of the request is not wanted
+        connection.touch()
+
+    def fail_for(self, error: Exception) -> None:
+        """The outer edge of a call: it ends here with what its handler raised, and everything else goes on."""
+        if isinstance(error, RpcError):
+            self.fail(error.code, error.text)
+        else:
+            log.error("handler failed method=%s/%s", self.method.service, self.method.name, exc_info=error)
+            self.fail(Code.INTERNAL, f"internal error: {type(error).__name__}")
 
 
 class StreamCall(Call):

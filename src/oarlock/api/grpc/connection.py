@@ -4,18 +4,15 @@ future."""
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol, cast
 
 from oarlock.api.grpc.call import HANDED_OVER, RESPONSE_HEADERS, TRAILERS_OK, Call, StreamCall
 from oarlock.api.grpc.router import Method, Route, Router
-from oarlock.api.grpc.status import Code, RpcError, status_trailers
+from oarlock.api.grpc.status import Code, status_trailers
 from oarlock.api.http2.connection import Http2Connection, Http2Host
 from oarlock.api.http2.engine import ErrorCode, Headers
-
-log = logging.getLogger(__name__)
 
 ROUTES_REMEMBERED_MAX = 64  # distinct header lists of one connection
 INBOX_HELD_S_MAX = 10.0  # how long a handler that takes nothing may keep its whole connection from being read
@@ -246,11 +243,8 @@ class GrpcConnection(Http2Connection):
         assert handler is not None
         try:
             handler(call, message)
-        except RpcError as refusal:
-            call.fail(refusal.code, refusal.text)
         except Exception as error:  # the outer edge of a call: it ends here, the connection goes on
-            log.exception("handler failed method=%s/%s", call.method.service, call.method.name)
-            call.fail(Code.INTERNAL, f"internal error: {type(error).__name__}")
+            call.fail_for(error)
 
     def _stream_data(self, call: StreamCall, data: bytes, end_stream: bool) -> None:
         partial = call.partial
@@ -280,11 +274,8 @@ class GrpcConnection(Http2Connection):
         assert handler is not None
         try:
             await handler(call)
-        except RpcError as refusal:
-            call.fail(refusal.code, refusal.text)
         except Exception as error:  # the outer edge of a call: it ends here, the connection goes on
-            log.exception("handler failed method=%s/%s", call.method.service, call.method.name)
-            call.fail(Code.INTERNAL, f"internal error: {type(error).__name__}")
+            call.fail_for(error)
         else:
             call.finish_ok()
         finally:

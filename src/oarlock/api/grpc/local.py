@@ -111,16 +111,9 @@ class LocalCall(Call):
             if not self._answer.done():
                 self._answer.set_result(message)
 
-    def fail(self, code: Code, text: str) -> None:
-        if self.open:
-            self.open = False
-            if self.on_gone is not None:
-                self.on_gone()
-            codes = self.method.codes
-            codes[code] = codes.get(code, 0) + 1
-            self.connection.forget(self)
-            if not self._answer.done():
-                self._answer.set_exception(RpcError(code, text))
+    def _tell(self, code: Code, text: str) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(RpcError(code, text))
 
 
 class LocalStream(StreamCall):
@@ -211,17 +204,10 @@ class LocalStream(StreamCall):
             self.connection.forget(self)
             self._wake_taker()
 
-    def fail(self, code: Code, text: str) -> None:
-        if self.open:
-            self.open = False
-            if self.on_gone is not None:
-                self.on_gone()
-            codes = self.method.codes
-            codes[code] = codes.get(code, 0) + 1
-            self._status = RpcError(code, text)
-            self.connection.forget(self)
-            self._wake_taker()
-            self._wake_senders()
+    def _tell(self, code: Code, text: str) -> None:
+        self._status = RpcError(code, text)
+        self._wake_taker()
+        self._wake_senders()
 
 
 __all__ = ["LocalCall", "LocalConnection", "LocalStream"]

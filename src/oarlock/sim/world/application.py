@@ -30,7 +30,9 @@ NO_DIGEST: Final = b""
 class Reference(Protocol):
     """The machine and the client sessions once more, played with the committed log. Decides what is right."""
 
-    repeats: int  # commands of sessions that came again
+    @property
+    def repeats(self) -> int:
+        """Commands of sessions that came again."""
 
     def skip(self, context: Context) -> None:
         """The next entry holds no commands."""

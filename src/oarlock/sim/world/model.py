@@ -10,18 +10,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import msgspec
-
 from oarlock.errors import Rejected
 from oarlock.machines.base import Context
 from oarlock.machines.kv import commands as kv
 from oarlock.node.replica.sessions import SessionClosed, SessionOpened
+from oarlock.sim.world.session_model import ESCAPED, FIRST_PLAIN, PUBLISH, SESSION, SessionModel, Submission
 
 Plain: TypeAlias = Any
 """A result as nested tuples of plain values."""
-
-_SESSION, _PUBLISH, _ESCAPED, _FIRST_PLAIN = 0, 1, 2, 8
-_decode = msgspec.msgpack.decode
 
 
 def encode_kv(key: bytes, create: int, mod: int, version: int, value: bytes) -> bytes:
@@ -63,10 +59,12 @@ class Model:
         self.index = 0
         self.revisions: list[int] = [1]  # the revision after each index
         self._keys: dict[bytes, list[_Version]] = {}
-        self._sessions: dict[int, int] = {}  # session -> lowest sequence number still waited for
-        self._nonces: dict[int, int] = {}
-        self._replies: dict[tuple[int, int], Plain] = {}
-        self.repeats = 0  # commands of sessions that came again
+        self._sessions = SessionModel()
+
+    @property
+    def repeats(self) -> int:
+        """Commands of sessions that came again."""
+        return self._sessions.repeats
 
     # -- entries
 
@@ -83,35 +81,22 @@ class Model:
         return results
 
     def _command(self, place: int, data: bytes) -> Plain:
-        kind = data[0] if data else _FIRST_PLAIN
-        if kind == _PUBLISH:
+        kind = data[0] if data else FIRST_PLAIN
+        if kind == PUBLISH:
             return None
-        if kind == _ESCAPED:
+        if kind == ESCAPED:
             return self._execute(data[1:])
-        if kind != _SESSION:
+        if kind != SESSION:
             return self._execute(data)
-        tag, *fields = _decode(data[1:])
-        if tag == 1:
-            (nonce,) = fields
-            session = self._nonces.setdefault(nonce, self.index << 20 | place)
-            self._sessions.setdefault(session, 1)
-            return ("session", session)
-        if tag == 3:
-            self._sessions.pop(fields[0], None)
-            self._nonces = {nonce: session for nonce, session in self._nonces.items() if session != fields[0]}
-            return ("closed",)
-        session, sequence, lowest, command = fields
-        if session not in self._sessions:
-            return ("rejected", "session_expired")
-        self._sessions[session] = max(lowest, self._sessions[session])
-        if sequence < self._sessions[session]:
-            return ("rejected", "sequence_forgotten")
-        key = (session, sequence)
-        if key in self._replies:
-            self.repeats += 1
+        sessions = self._sessions
+        found = sessions.take(self.index << 20 | place, data)
+        if not isinstance(found, Submission):
+            return found
+        if found.key in sessions.replies:
+            sessions.repeats += 1
         else:
-            self._replies[key] = self._execute(command)
-        return self._replies[key]
+            sessions.replies[found.key] = self._execute(found.command)
+        return sessions.replies[found.key]
 
     # -- commands
 
