@@ -99,7 +99,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(InstallSnapshotReply, term=u64, snapshot_index=u64, next_offset=u64, installed=flag),
     st.builds(TimeoutNow, term=u64),
     st.builds(TransferLeadership, term=u64, target=u64),
-    st.builds(ReadIndex, term=u64, request=u64),
+    st.builds(ReadIndex, term=u64, request=u64, confirmed=st.booleans()),
     st.builds(ReadIndexReply, term=u64, request=u64, index=u64),
     st.builds(Propose, term=u64, request=u64, payload=payload),
     st.builds(ProposeReply, term=u64, request=u64, reason=st.text(max_size=256)),

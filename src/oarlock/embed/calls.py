@@ -258,10 +258,10 @@ class Calls:
         if consistency == "local" or recent:
             look()
         else:
-            self._barrier(future, look, asked_at)
+            self._barrier(future, look, asked_at, confirmed=self._lease_reads and consistency == "linearizable")
         return future if timeout is None else self._limited(future, timeout, declared.name)
 
-    def _barrier(self, future: asyncio.Future[Any], look: Callable[[], None], asked_at: float) -> None:
+    def _barrier(self, future: asyncio.Future[Any], look: Callable[[], None], asked_at: float, confirmed: bool) -> None:
         def done(error: RaftError | None) -> None:
             if error is None:
                 self._in_step_at = max(self._in_step_at, asked_at)
@@ -270,7 +270,7 @@ class Calls:
                 future.set_exception(error)
 
         try:
-            self.node.read_barrier(done)
+            self.node.read_barrier(done, confirmed=confirmed)
         except RaftError as error:
             future.set_exception(error)
 

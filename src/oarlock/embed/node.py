@@ -45,7 +45,8 @@ class Node(Generic[M]):
     - `cluster`: a name that keeps groups apart; members of another one are refused.
     - `heartbeat` and `election_timeout`: seconds. A leader that dies without a sign is missed after one to two election
       timeouts; one whose process ends is missed at once.
-    - `lease_reads`: let the leader answer reads from its lease (diss. 6.4.1). Every member must say the same.
+    - `lease_reads`: let the leader answer queries of `consistency="lease"` from its lease, without a round of messages
+      (diss. 6.4.1); `"linearizable"` ones go on to ask a majority. Every member must say the same.
     - `development`: run every command on a second copy too and stop where the two differ, to find commands that are
       not deterministic. Twice the work.
     - `lease_ttl`: seconds after which what a dead member held (locks, elections, ...) is free again.

@@ -202,6 +202,7 @@ class Node:
         self._drained: asyncio.Future[None] | None = None
         self._next_token = 1
         self._read_waiters: list[Done] = []
+        self._confirmed_waiters: list[Done] = []  # of reads that no lease may answer
         self._reads: dict[int, list[Done]] = {}
         self._read_count = 0
         self._lease_asks: list[tuple[Sequence[int], Sequence[int], Done]] = []
@@ -341,13 +342,14 @@ class Node:
     def _answer_everybody(self, error: RaftError) -> None:
         """Whoever the member itself does not know of."""
         waiters, self._waiters = self._waiters, {}
-        reads, self._reads = [*self._reads.values(), self._read_waiters], {}
+        reads, self._reads = [*self._reads.values(), self._read_waiters, self._confirmed_waiters], {}
         leases = [done for group in self._leases.values() for _, _, done in group]
         leases += [done for _, _, done in self._lease_asks]
         self._leases, self._lease_asks, self._lease_count = {}, [], 0
         others = [*self._config_waits.values(), *self._transfer_waits.values(), *self._capture_waits.values()]
         self._capture_waits = {}
         self._commands, self._commands_bytes, self._read_waiters, self._read_count = [], 0, [], 0
+        self._confirmed_waiters = []
         self._config_waits, self._transfer_waits = {}, {}
         for done in [*waiters.values(), *(d for group in reads for d in group), *leases, *others]:
             done(error)
@@ -383,8 +385,9 @@ class Node:
         if not self._turn_due:
             self._schedule()
 
-    def read_barrier(self, done: Done) -> None:
-        """Call `done(None)` as soon as reading this member's machine is linearizable, or `done(error)`.
+    def read_barrier(self, done: Done, *, confirmed: bool = False) -> None:
+        """Call `done(None)` as soon as reading this member's machine is linearizable, or `done(error)`. `confirmed`: a
+        majority is heard for it even where the leader has a lease (`lease_reads`), so no clock has to be trusted.
 
         All reads of a turn share one round with the leader. Raises `Overloaded` at once when too many wait.
         """
@@ -395,7 +398,7 @@ class Node:
             raise Overloaded("READ_WAITERS_MAX", READ_WAITERS_MAX)
         self.metrics.reads += 1
         self._read_count += 1
-        self._read_waiters.append(done)
+        (self._confirmed_waiters if confirmed else self._read_waiters).append(done)
         if not self._turn_due:
             self._schedule()
 
@@ -704,6 +707,12 @@ class Node:
             self._next_token = token + 1
             self._reads[token] = waiters
             events.append(ev.ReadBarrier(token))
+        if self._confirmed_waiters:
+            confirmed, self._confirmed_waiters = self._confirmed_waiters, []
+            token = self._next_token
+            self._next_token = token + 1
+            self._reads[token] = confirmed
+            events.append(ev.ReadBarrier(token, confirmed=True))
         if self._lease_asks:
             self._lease_events(events)
         metrics = self.metrics

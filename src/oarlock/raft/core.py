@@ -422,8 +422,8 @@ class Raft:
                 self._persisted(ticket)
             case Proposed():
                 self._propose(event)
-            case ReadRequested(token):
-                self._read_requested(token)
+            case ReadRequested(token, confirmed):
+                self._read_requested(token, confirmed)
             case Applied(index):
                 assert index <= self._apply_sent, f"applied {index}, handed out {self._apply_sent}"
                 self.log.last_applied = max(self.log.last_applied, index)
@@ -470,7 +470,8 @@ class Raft:
                 self._replicate(role)
         elif self._reads.wants_to_ask and self.leader_id != NOBODY:
             request = self._reads.ask(self._now)
-            self._send(self.leader_id, ReadIndex(term=self.current_term, request=request))
+            confirmed = self._reads.asked_confirmed
+            self._send(self.leader_id, ReadIndex(term=self.current_term, request=request, confirmed=confirmed))
         self._emit_apply()
         self._durability.emit(self._effects, self._hard_state())
 
@@ -551,7 +552,7 @@ class Raft:
                 self._reads.unask()
             give_up_at = self._reads.give_up_at(2 * self.config.election_timeout_ns)
             if give_up_at is not None and now >= give_up_at:
-                self._effects.extend(ReadFailed(token, "no_leader") for token in self._reads.take_all())
+                self._effects.extend(ReadFailed(token, "no_leader") for token in self._reads.take_all()[0])
         watch = self._transfer_watch
         if watch is not None and now >= watch.deadline:
             # sometimes: who asked for a transfer is told that it took too long
@@ -788,7 +789,7 @@ class Raft:
         self._uncommitted_bytes = 0
         for read in role.reads_round + role.reads_waiting:
             if read.peer == NOBODY:
-                self._queue_read(read.token)  # the next leader answers it
+                self._queue_read(read.token, read.confirmed)  # the next leader answers it
             else:
                 self._send(read.peer, ReadIndexReply(term=self.current_term, request=read.token, index=0))
         for token, _ in self._config_waits:
@@ -816,7 +817,8 @@ class Raft:
         self._append(EntryKind.NOOP, b"")
         self._commit_wanted = self._configuration_wanted = True
         self._check_transfer_watch(self.id)
-        role.reads_waiting = [Read(NOBODY, token) for token in self._reads.take_all()]
+        tokens, confirmed = self._reads.take_all()
+        role.reads_waiting = [Read(NOBODY, token, confirmed) for token in tokens]
 
     # ------------------------------------------------------------------ messages
 
@@ -1264,32 +1266,32 @@ class Raft:
 
     # ------------------------------------------------------------------ reads
 
-    def _read_requested(self, token: int) -> None:
+    def _read_requested(self, token: int, confirmed: bool) -> None:
         role = self.role
         if isinstance(role, Leader):
             if len(role.reads_waiting) >= self.config.reads_pending_max:
                 self._effects.append(ReadFailed(token, "overloaded"))
-            elif self._lease_valid(role):
+            elif not confirmed and self._lease_valid(role):
                 # sometimes: a leader answers a read by its lease
                 self._effects.append(ReadReady(token, self.log.commit_index))
             else:
-                role.reads_waiting.append(Read(NOBODY, token))
+                role.reads_waiting.append(Read(NOBODY, token, confirmed))
             return
-        self._queue_read(token)
+        self._queue_read(token, confirmed)
 
-    def _queue_read(self, token: int) -> None:
-        if not self._reads.add(token, self._now):
+    def _queue_read(self, token: int, confirmed: bool) -> None:
+        if not self._reads.add(token, self._now, confirmed=confirmed):
             self._effects.append(ReadFailed(token, "overloaded"))
 
     def _read_index_asked(self, sender: NodeId, message: ReadIndex) -> None:
         role = self.role
         if not isinstance(role, Leader) or len(role.reads_waiting) >= self.config.reads_pending_max:
             self._send(sender, ReadIndexReply(term=self.current_term, request=message.request, index=0))
-        elif self._lease_valid(role):
+        elif not message.confirmed and self._lease_valid(role):
             # sometimes: a leader answers a follower's read by its lease
             self._answer_read(Read(sender, message.request), self.log.commit_index)
         else:
-            role.reads_waiting.append(Read(sender, message.request))
+            role.reads_waiting.append(Read(sender, message.request, message.confirmed))
 
     def _read_index_answered(self, message: ReadIndexReply) -> None:
         tokens = self._reads.answered(message.request, message.index, self._now)
@@ -1306,9 +1308,11 @@ class Raft:
         if self._lease_valid(role):
             # sometimes: reads that waited are answered by a lease
             for read in role.reads_waiting:
-                self._answer_read(read, self.log.commit_index)
-            role.reads_waiting = []
-            return
+                if not read.confirmed:
+                    self._answer_read(read, self.log.commit_index)
+            role.reads_waiting = [read for read in role.reads_waiting if read.confirmed]
+            if not role.reads_waiting:
+                return
         role.round += 1
         role.reads_round, role.reads_waiting = role.reads_waiting, []
         role.reads_round_number = role.round

@@ -42,9 +42,10 @@ class Proposed:
 @dataclass(frozen=True, slots=True)
 class ReadRequested:
     """A linearizable read wants an index; the answer is `ReadReady` or `ReadFailed`. One token may stand for many
-    reads."""
+    reads. `confirmed`: a majority must be heard after it, whatever leases say."""
 
     token: int
+    confirmed: bool = False
 
 
 @dataclass(init=False, slots=True, unsafe_hash=True)

@@ -179,15 +179,18 @@ class TransferLeadership:
 class ReadIndex:
     """A member asks the leader for a read index for all the reads that it has queued. (diss. 6.4)
 
-    `request` is the asker's own counter, never used twice by it.
+    `request` is the asker's own counter, never used twice by it. `confirmed`: one of them must not be answered by the
+    leader's lease.
     """
 
     term: Final[Term]
     request: Final[int]
+    confirmed: Final[bool]
 
-    def __init__(self, *, term: Term, request: int) -> None:
+    def __init__(self, *, term: Term, request: int, confirmed: bool = False) -> None:
         self.term = term
         self.request = request
+        self.confirmed = confirmed
 
 
 @dataclass(init=False, slots=True, kw_only=True, unsafe_hash=True)

@@ -13,12 +13,14 @@ class ReadQueue:
 
     __slots__ = (
         "_asked_at",
+        "_confirmed",
         "_asked_tokens",
         "_limit",
         "_request",
         "_since",
         "_unanswered",
         "_waiting",
+        "asked_confirmed",
         "asked_request",
     )
 
@@ -31,19 +33,23 @@ class ReadQueue:
         self._asked_at = now
         self._since = now
         self._request = first_request
+        self._confirmed = False  # one of those that wait must be confirmed
+        self.asked_confirmed = False
         self._unanswered = 0  # how often in a row no answer came in time
         self.asked_request = 0  # 0: nothing is under way
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._asked_tokens)
 
-    def add(self, token: int, now: int) -> bool:
-        """Queue one read. False if `reads_pending_max` are waiting already."""
+    def add(self, token: int, now: int, *, confirmed: bool = False) -> bool:
+        """Queue one read; asked together with one that must be `confirmed`, all are. False if `reads_pending_max` wait
+        already."""
         if len(self._waiting) >= self._limit:
             return False
         if not len(self):
             self._since = now
         self._waiting.append(token)
+        self._confirmed = self._confirmed or confirmed
         return True
 
     @property
@@ -55,6 +61,7 @@ class ReadQueue:
         self._request += 1
         self.asked_request = self._request
         self._asked_tokens, self._waiting = self._waiting, []
+        self.asked_confirmed, self._confirmed = self._confirmed, False
         self._asked_at = now
         return self._request
 
@@ -66,6 +73,8 @@ class ReadQueue:
         """
         self._unanswered += bool(self.asked_request)
         self._waiting = self._asked_tokens + self._waiting
+        self._confirmed = self._confirmed or self.asked_confirmed
+        self.asked_confirmed = False
         self._asked_tokens = []
         self.asked_request = 0
 
@@ -76,14 +85,17 @@ class ReadQueue:
             return []
         tokens, self._asked_tokens = self._asked_tokens, []
         self.asked_request = self._unanswered = 0
+        self.asked_confirmed = False
         self._since = now
         return tokens
 
-    def take_all(self) -> list[int]:
-        tokens = self._asked_tokens + self._waiting
+    def take_all(self) -> tuple[list[int], bool]:
+        """All reads, and whether one of them must be confirmed."""
+        tokens, confirmed = self._asked_tokens + self._waiting, self.asked_confirmed or self._confirmed
         self._asked_tokens, self._waiting = [], []
         self.asked_request = self._unanswered = 0
-        return tokens
+        self.asked_confirmed = self._confirmed = False
+        return tokens, confirmed
 
     def retry_at(self, interval: int) -> int | None:
         """When an unanswered request is asked again; None if nothing is under way.

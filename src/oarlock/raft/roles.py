@@ -35,6 +35,7 @@ class Read:
 
     peer: NodeId
     token: int
+    confirmed: bool = False  # not by a lease
 
 
 @dataclass(slots=True)

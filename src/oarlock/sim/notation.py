@@ -110,7 +110,7 @@ def message_text(message: ms.Message) -> str:
         case ms.TransferLeadership():
             return f"{head} target {message.target}"
         case ms.ReadIndex():
-            return head  # its request number begins anywhere
+            return f"{head} confirmed" if message.confirmed else head  # its request number begins anywhere
         case ms.ReadIndexReply():
             return f"{head} index {message.index}"
         case ms.Propose():

@@ -491,8 +491,9 @@ class Player:
     def read(self, words: list[Word]) -> None:
         node = self._up(words, 1)
         about = words[2].text if len(words) > 2 else ""
-        self._end(words, 3)
-        self._stage.submit(node, ev.ReadRequested(self._token(about)))
+        confirmed = len(words) > 3 and words[3].text == "confirmed"
+        self._end(words, 4 if confirmed else 3)
+        self._stage.submit(node, ev.ReadRequested(self._token(about), confirmed))
         self._finish(node)
 
     def transfer(self, words: list[Word]) -> None:

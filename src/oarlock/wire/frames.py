@@ -42,7 +42,7 @@ from oarlock.wire import shapes
 
 PROTOCOL_MAJOR_MIN: Final = 1  # the oldest major version that this code speaks
 PROTOCOL_MAJOR_MAX: Final = 1  # the newest
-PROTOCOL_MINOR: Final = 1  # of the newest major: what was appended since, without breaking older readers
+PROTOCOL_MINOR: Final = 2  # of the newest major: what was appended since, without breaking older readers
 
 FRAME_LEAD: Final = 0xA1  # high nibble: a frame of ours; low nibble: layout 1 of the header
 HEADER_BYTES: Final = 14
@@ -230,7 +230,8 @@ _TYPES: Final[tuple[tuple[int, type[Any], type[Any], Callable[[Any], Any] | None
      lambda m: (m.term, m.snapshot_index, m.next_offset, m.installed)),
     (9, TimeoutNow, shapes.TimeoutNow, None, lambda m: (m.term,)),
     (10, TransferLeadership, shapes.Transfer, None, lambda m: (m.term, m.target)),
-    (11, ReadIndex, shapes.ReadIndex, None, lambda m: (m.term, m.request)),
+    (11, ReadIndex, shapes.ReadIndex, None,
+     lambda m: (m.term, m.request, True) if m.confirmed else (m.term, m.request)),
     (12, ReadIndexReply, shapes.ReadIndexReply, None, lambda m: (m.term, m.request, m.index)),
     (13, Propose, shapes.Propose, _propose, _propose_fields),
     (14, ProposeReply, shapes.ProposeReply, None, lambda m: (m.term, m.request, m.reason)),

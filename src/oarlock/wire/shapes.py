@@ -99,6 +99,7 @@ class Transfer(msgspec.Struct, array_like=True, gc=False):
 class ReadIndex(msgspec.Struct, array_like=True, gc=False):
     term: U64
     request: U64
+    confirmed: bool = False
 
 
 class ReadIndexReply(msgspec.Struct, array_like=True, gc=False):

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -68,14 +68,12 @@ class Counter(StateMachine):
 
 
 @asynccontextmanager
-async def members(free: FREE, path: Path, count: int = 3) -> AsyncIterator[list[Node[Counter]]]:
+async def members(free: FREE, path: Path, count: int = 3, **options: Any) -> AsyncIterator[list[Node[Counter]]]:
     names = [f"n{n + 1}" for n in range(count)]
     peers = dict(zip(names, free(count), strict=True))
     async with AsyncExitStack() as stack:
-        nodes = [
-            Node(Counter(), name, peers=peers, data_dir=path / name, timeout=60, election_timeout=STEADY_S)
-            for name in names
-        ]
+        options = {"election_timeout": STEADY_S, **options}
+        nodes = [Node(Counter(), name, peers=peers, data_dir=path / name, timeout=60, **options) for name in names]
         for node in nodes:
             await stack.enter_async_context(node)
         await nodes[0].ready(120)
@@ -162,6 +160,31 @@ async def test_reads_promise_what_they_are_asked_for(tmp_path: Path, free_addres
             await counter.get.options(timeout=0.2)()
         with pytest.raises(DeadlineExceeded):
             await counter.get.options(timeout=0.2, consistency=bounded(1e-9))()
+
+
+async def test_a_linearizable_query_asks_a_majority_also_where_leases_are_allowed(
+    tmp_path: Path, free_addresses: FREE
+) -> None:
+    async with members(free_addresses, tmp_path, lease_reads=True) as nodes:
+        await nodes[0].machine.add(1)
+        while (leader := next((node for node in nodes if node.is_leader), None)) is None:
+            await asyncio.sleep(0.02)
+        get = leader.machine.get
+        rounds: list[int] = []
+        read_barrier = leader.engine.node.read_barrier
+
+        def counting(done: Any, *, confirmed: bool = False) -> None:
+            rounds.append(leader.engine.node.member.raft.role.round)  # type: ignore[union-attr]
+            read_barrier(done, confirmed=confirmed)
+
+        leader.engine.node.read_barrier = counting  # type: ignore[method-assign]
+        async with asyncio.timeout(60):
+            while len(rounds) < 2 or rounds[-1] != rounds[-2]:  # a lease may have run out on a busy machine
+                assert await get.options(consistency="lease")() == 1
+        for _ in range(3):
+            assert await get() == 1
+            assert await get.options(consistency="linearizable")() == 1
+        assert len(set(rounds[-6:])) == 6, "each had a round of its own"
 
 
 async def test_after_a_timeout_the_error_says_what_is_known(tmp_path: Path, free_addresses: FREE) -> None:

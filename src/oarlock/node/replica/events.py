@@ -51,9 +51,11 @@ class Submit:
 @dataclass(frozen=True, slots=True)
 class ReadBarrier:
     """Say when reading the machine is linearizable with respect to this moment: `ReadsReady` or `ReadsFailed`.
-    One token may stand for any number of reads; tokens only ever grow."""
+    One token may stand for any number of reads; tokens only ever grow. `confirmed`: not by the leader's lease, where
+    leases are used."""
 
     token: int
+    confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

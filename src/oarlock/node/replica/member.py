@@ -449,12 +449,12 @@ class Member:
             case Submit(first, commands):
                 assert first + len(commands) <= NUMBER_MAX, f"proposal numbers end at {NUMBER_MAX}"
                 self._submit(first, commands)
-            case ReadBarrier(token):
+            case ReadBarrier(token, confirmed):
                 if len(self._reads) >= self.limits.reads_pending_max:
                     self._out.append(ReadsFailed(token, Overloaded("reads_pending_max", self.limits.reads_pending_max)))
                 else:
                     self._reads.ask(token, self._now + self._timeout_ns)
-                    self._step.append(ReadRequested(token))
+                    self._step.append(ReadRequested(token, confirmed))
             case LeasesAsked(token, renew, query):
                 if self._keeper is None:
                     self._out.append(LeasesFailed(token, ProposalDropped("this member's machine has no leases")))
