@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from oarlock.errors import ProtocolViolation
-from oarlock.raft.messages import AppendEntries, Message
+from oarlock.raft.messages import AppendEntries, Message, ReadIndex
 from oarlock.sim.invariants import Violation
 from oarlock.wire.frames import HEADER_BYTES, PROTOCOL_MINOR, TYPE_OF, FrameParser, encode_frame, encode_raw
 
@@ -25,6 +25,7 @@ ENCODED_MASK: Final = 7  # of messages between members of the present release, t
 FIRST_TYPE_OF_MINOR_1: Final = 15
 UNKNOWN_TYPE: Final = 200  # of the release after
 NEW_FIELD: Final = b"of a later release"
+_WITHOUT_CONFIRMED: Final = 2
 _ENTRIES: Final = 4  # where the entries are in the body of an AppendEntries
 _GROUP: Final = 0
 
@@ -54,4 +55,6 @@ def _of_the_release_after(number: int, data: bytes) -> bytes:
     fields = msgspec.msgpack.decode(data[HEADER_BYTES:])
     if number == TYPE_OF[AppendEntries]:
         fields[_ENTRIES] = [[*entry, NEW_FIELD] for entry in fields[_ENTRIES]]
+    if number == TYPE_OF[ReadIndex] and len(fields) == _WITHOUT_CONFIRMED:
+        fields.append(False)  # which is left out where nothing follows
     return bytes(encode_raw(UNKNOWN_TYPE, _GROUP, (1, NEW_FIELD)) + encode_raw(number, _GROUP, (*fields, NEW_FIELD)))
