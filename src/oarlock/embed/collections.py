@@ -11,7 +11,7 @@ import heapq
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from oarlock.embed.hold import calls_of, holder_unknown, limit, run
 from oarlock.embed.holders import Holder, LeaseLost
@@ -35,6 +35,8 @@ class QueueFull(Exception):
 
 class ReplicatedDict(StateMachine, Generic[K, V]):
     """A dictionary."""
+
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self, initial: Mapping[K, V] | None = None) -> None:
         self.data: dict[K, V] = dict(initial or {})
@@ -147,6 +149,8 @@ def _other(data: dict[K, V], last: dict[K, V] | None) -> dict[K, V] | None:
 class ReplicatedSet(StateMachine, Generic[H]):
     """A set. Its members are kept in the order in which they were added, which is the same everywhere."""
 
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
+
     def __init__(self, initial: Iterable[H] = ()) -> None:
         self.data: dict[H, None] = dict.fromkeys(initial)
 
@@ -196,6 +200,8 @@ class ReplicatedSet(StateMachine, Generic[H]):
 
 class ReplicatedList(StateMachine, Generic[T]):
     """A list. An index that does not exist raises `IndexError` at the caller, as a list's does."""
+
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self, initial: Iterable[T] = ()) -> None:
         self.data: list[T] = list(initial)
@@ -258,6 +264,8 @@ class ReplicatedList(StateMachine, Generic[T]):
 class ReplicatedCounter(StateMachine):
     """A number."""
 
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
+
     def __init__(self, initial: int = 0) -> None:
         self.data = initial
 
@@ -287,6 +295,8 @@ class ReplicatedCounter(StateMachine):
 
 class _Queue(StateMachine, Generic[T]):
     """What both queues share: waiting, and tasks that come back when whoever took them has ended."""
+
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self, maxsize: int = QUEUE_ITEMS_MAX) -> None:
         if maxsize < 1:
@@ -419,6 +429,8 @@ class _Queue(StateMachine, Generic[T]):
 class ReplicatedQueue(_Queue[T]):
     """First in, first out."""
 
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
+
     def __init__(self, maxsize: int = QUEUE_ITEMS_MAX) -> None:
         super().__init__(maxsize)
         self.data: deque[tuple[int, T]] = deque()
@@ -452,6 +464,8 @@ class ReplicatedQueue(_Queue[T]):
 class ReplicatedPriorityQueue(_Queue[T]):
     """The lowest priority number first; equal ones in the order in which they came."""
 
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
+
     def __init__(self, maxsize: int = QUEUE_ITEMS_MAX) -> None:
         super().__init__(maxsize)
         self.heap: list[tuple[float, int, T]] = []  # numbers differ, so items are never compared
@@ -461,6 +475,8 @@ class ReplicatedPriorityQueue(_Queue[T]):
         """Gives the item's number. Raises `QueueFull`."""
         if self._full():
             raise QueueFull(f"{self.maxsize} items")
+        if not isinstance(priority, int | float):
+            raise TypeError(f"the priority {priority!r} is no number")
         heapq.heappush(self.heap, (priority, self.context.token, item))
         self.note_change("items")
         return self.context.token
@@ -488,6 +504,8 @@ class LeasedDict(StateMachine, Generic[K, V]):
     await services.register("web-1", "10.0.0.1:80")
     async for now in services.changes(): ...
     """
+
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self) -> None:
         self.data: dict[K, tuple[str, V]] = {}

@@ -15,7 +15,7 @@ import copy
 import threading
 from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from oarlock.embed.hold import Held, acquire, acquire_nowait, calls_of, hold, limit, run
 from oarlock.embed.holders import LeaseLost
@@ -145,6 +145,8 @@ class Lock(_Line, OneAtATime):
 class Semaphore(_Line):
     """At most `capacity` at a time, in the order of asking."""
 
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
+
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"Semaphore({capacity}): at least one must be able to have it")
@@ -200,6 +202,8 @@ class RWLock(Claims):
 
 class Barrier(StateMachine):
     """`parties` wait for each other; then all go on, and the next round begins."""
+
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self, parties: int) -> None:
         if parties < 1:
@@ -281,6 +285,8 @@ class Election(_Line, OneAtATime, Generic[T]):
     async with election.campaign("10.0.0.1:80") as held: ...
     async for value in election.observe(): ...
     """
+
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def campaign(self, value: T, timeout: float | None = None, lease: Lease | None = None) -> Holding:
         """Stand, and lead while the body runs."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from oarlock.embed.hold import calls_of, limit, run, runs_blocking
 from oarlock.errors import DeadlineExceeded, RaftError
@@ -25,6 +25,8 @@ class IdGenerator(StateMachine):
     """Numbers that are never given twice. `next` gives them without a gap; `fast_next` takes them from a block that
     this member has reserved: no message for most of them, but not in order between members, and with gaps after a
     restart."""
+
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self, first: int = 1) -> None:
         self.upcoming = first
@@ -62,6 +64,8 @@ class IdGenerator(StateMachine):
 class RateLimiter(StateMachine):
     """A token bucket: `rate` a second on the average, `burst` at once, over all members together. Its clock is the
     leader's, as stamped in the log; when that jumps ahead at most one burst is given away."""
+
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self, rate: float, burst: float) -> None:
         if not rate > 0 or burst < 1:
@@ -113,6 +117,8 @@ class Schedule(StateMachine):
     Each time belongs to whoever asks first. If that member ends in the middle the time is not made up for, unless
     `again` was asked for; a job that is still at work when it is due again is left out.
     """
+
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self) -> None:
         self.last: dict[str, int] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from oarlock.machines.objects.declare import command, query
 from oarlock.machines.objects.machine import StateMachine
@@ -37,6 +37,8 @@ class TooManyClaims(Exception):
 
 class Claims(StateMachine):
     """A line of claims. `granted_count` says how many from its front have what they asked for."""
+
+    atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self) -> None:
         self.claims: list[Claim] = []

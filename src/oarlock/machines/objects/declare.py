@@ -191,7 +191,9 @@ class QueryCall(Generic[P, R]):
 class Command(Generic[M_contra, P, R]):
     """A method declared with `@command`."""
 
-    def __init__(self, function: Callable[Concatenate[M_contra, P], R], since: int, instead_of: str) -> None:
+    def __init__(
+        self, function: Callable[Concatenate[M_contra, P], R], since: int, instead_of: str, atomic: bool | None
+    ) -> None:
         _check_function(function, "command")
         if since < 1:
             raise ValueError(f"@command(since={since}): code versions begin at 1")
@@ -201,11 +203,15 @@ class Command(Generic[M_contra, P, R]):
         self.name = function.__name__
         self.since = since
         self.instead_of = instead_of
+        self._atomic = atomic
+        self.atomic = atomic is not False
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+        if self._atomic is None:
+            self.atomic = bool(vars(owner).get("atomic_commands", True))
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
@@ -245,20 +251,29 @@ AnyQuery = Query[Any, ..., Any]
 def command(function: Callable[Concatenate[M, P], R], /) -> Command[M, P, R]: ...
 @overload
 def command(
-    *, since: int = 1, instead_of: str = ""
+    *, since: int = 1, instead_of: str = "", atomic: bool | None = None
 ) -> Callable[[Callable[Concatenate[M, P], R]], Command[M, P, R]]: ...
 def command(
-    function: Callable[Concatenate[M, P], R] | None = None, /, *, since: int = 1, instead_of: str = ""
+    function: Callable[Concatenate[M, P], R] | None = None,
+    /,
+    *,
+    since: int = 1,
+    instead_of: str = "",
+    atomic: bool | None = None,
 ) -> Command[M, P, R] | Callable[[Callable[Concatenate[M, P], R]], Command[M, P, R]]:
     """Declare a method that changes the state. It runs on every member, so it must depend on nothing but the state, its
     arguments and `self.context`.
 
     `since`: the code version (`code_version` of the class) that brought it; it can be called once every member runs
     that version. `instead_of`: the name of the command whose calls this method takes over from then on.
+
+    `atomic`: if it raises, what it had changed is put back. That is so unless `atomic=False` is said here, or
+    `atomic_commands = False` in its class; it costs a copy, before each call, of the attributes that the method names.
+    Without it the method must look before it changes anything. To change this is to change what the command does.
     """
     if function is not None:
-        return Command(function, since, instead_of)
-    return lambda function: Command(function, since, instead_of)
+        return Command(function, since, instead_of, atomic)
+    return lambda function: Command(function, since, instead_of, atomic)
 
 
 @overload

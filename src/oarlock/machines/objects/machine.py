@@ -13,6 +13,7 @@ from __future__ import annotations
 import builtins
 import copy
 import inspect
+import logging
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,10 +22,13 @@ from typing import Any, Final
 
 from oarlock.errors import RaftError, Rejected
 from oarlock.machines.base import Context
+from oarlock.machines.objects.atomic import ELEMENTS_MANY, Plan, reached
 from oarlock.machines.objects.declare import BINDING, Attached, Binding, Command, Query
 from oarlock.machines.objects.leases import Leases
 from oarlock.machines.objects.values import Codec, MirroredSet, Registry, Undecodable, Unencodable, is_value_class
 from oarlock.machines.volatile import VolatileMachine
+
+_log = logging.getLogger(__name__)
 
 ANNOUNCE: Final = "$announce"
 ACTIVATE: Final = "$activate"
@@ -61,6 +65,10 @@ class CommandError(RaftError):
 
 class NotDeterministic(AssertionError):
     """A command did not do the same on a second copy of the same state. This member must not go on."""
+
+
+class HalfMadeChange(AssertionError):
+    """A command that was declared `atomic=False` raised after it had changed something. This member must not go on."""
 
 
 class CodeTooOld(RuntimeError):
@@ -103,6 +111,10 @@ class StateMachine:
     code_version: typing.ClassVar[int] = 1
     """Raise it whenever a program with new commands is rolled out. See `command(since=...)`."""
 
+    atomic_commands: typing.ClassVar[bool] = True
+    """Whether a command that raises leaves nothing changed: `command(atomic=...)` for all commands that stand in this
+    very class; subclasses say it anew."""
+
     @property
     def context(self) -> ApplyContext:
         """Time, place in the log and a seed for chance, while a command runs."""
@@ -133,12 +145,23 @@ class StateMachine:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """One implementation of a command, used from code version `since` on."""
+
+    since: int
+    function: Callable[..., Any]
+    atomic: bool
+    plan: Plan
+    """What it may change."""
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One command of a machine: the object that it belongs to, and its implementations by code version."""
 
     target: object
     name: str
-    versions: tuple[tuple[int, Callable[..., Any]], ...]  # ascending
+    versions: tuple[Version, ...]  # ascending
 
 
 class Spec:
@@ -150,16 +173,27 @@ class Spec:
         self.entries: dict[str, Entry] = {}
         self.parts: list[tuple[str, object]] = []
         classes: dict[type, None] = {}
-        self._collect(root, "", classes, 0)
-        if not self.entries:
+        waiting: list[_Declared] = []
+        self._collect(root, "", classes, waiting, 0)
+        if not waiting:
             raise TypeError(f"{type(root).__qualname__} has no @command: there is nothing to replicate")
         for name, part in (builtin or {}).items():
-            self._collect(part, f"{name}.", classes, 0)
+            self._collect(part, f"{name}.", classes, waiting, 0)
+        for path, target, name, versions in waiting:
+            self.entries[path + name] = Entry(
+                target,
+                name,
+                tuple(
+                    Version(each.since, each.function, each.atomic, self._plan(path, target, each)) for each in versions
+                ),
+            )
         self.registry = Registry(_value_classes(classes))
         self.exceptions = _exceptions(classes)
         self.codec = Codec(self.registry)
 
-    def _collect(self, target: object, path: str, classes: dict[type, None], depth: int) -> None:
+    def _collect(
+        self, target: object, path: str, classes: dict[type, None], waiting: list[_Declared], depth: int
+    ) -> None:
         cls = type(target)
         if depth > PARTS_DEPTH_MAX:
             raise TypeError(f"the parts of {type(self.root).__qualname__} contain each other")
@@ -174,22 +208,52 @@ class Spec:
                     f"{cls.__qualname__}.{name} is there since code version {declared.since}, but the code_version of "
                     f"{type(self.root).__qualname__} is {self.code_version}: raise it"
                 )
-            later = sorted((other.since, other.function) for other in commands.values() if other.instead_of == name)
+            later = sorted(
+                (other for other in commands.values() if other.instead_of == name), key=lambda other: other.since
+            )
             if declared.instead_of and declared.instead_of not in commands:
                 raise TypeError(f"{cls.__qualname__}.{name} stands in for {declared.instead_of!r}, which is no command")
-            versions = [(declared.since, declared.function), *later]
-            if len({since for since, _ in versions}) != len(versions):
+            versions = [declared, *later]
+            if len({each.since for each in versions}) != len(versions):
                 raise TypeError(f"{cls.__qualname__}.{name} has two implementations for one code version")
-            self.entries[path + name] = Entry(target, name, tuple(versions))
+            waiting.append((path, target, name, versions))
         for name, part in vars(target).items():
             if name != BINDING and has_commands(part):
-                self._collect(part, f"{path}{name}.", classes, depth + 1)
+                self._collect(part, f"{path}{name}.", classes, waiting, depth + 1)
+
+    def _plan(self, path: str, target: object, declared: Command[Any, ..., Any]) -> Plan:
+        """What a command may change: of its own part what it names, and of parts that it names everything."""
+
+        def below(prefix: str) -> Iterator[tuple[object, frozenset[str] | None, frozenset[str], bool]]:
+            for place, part in self.parts:
+                if place.startswith(prefix):
+                    named = {name for name, value in vars(part).items() if has_commands(value)}
+                    yield part, None, _NO_STATE | named, has_own_snapshot(part)
+
+        if has_own_snapshot(target):
+            return Plan(below(path))
+        names = reached(
+            type(target), declared.function, lambda each: each.function if isinstance(each, Command | Query) else None
+        )
+        if names is None:
+            return Plan(below(path))
+        parts = sorted(name for name in names if has_commands(vars(target).get(name)))
+        own = (target, names - set(parts), _NO_STATE, False)
+        return Plan([own, *(each for name in parts for each in below(f"{path}{name}."))])
 
     def state_of(self, target: object) -> dict[str, Any]:
         """The attributes of a part that are its own state."""
         return {
             name: value for name, value in vars(target).items() if name not in _NO_STATE and not has_commands(value)
         }
+
+
+_Declared = tuple[str, object, str, list[Command[Any, ..., Any]]]  # path, part, name, implementations
+
+
+def has_own_snapshot(part: object) -> bool:
+    """Whether a part makes its snapshot by itself."""
+    return callable(getattr(part, "snapshot", None)) and callable(getattr(part, "restore", None))
 
 
 def has_commands(value: object) -> bool:
@@ -276,7 +340,7 @@ class ObjectMachine(VolatileMachine):
         self._entries = self.spec.entries
         self._at = 0
         self._position = 0
-        self._custom = [hasattr(part, "snapshot") and hasattr(part, "restore") for _, part in self.spec.parts]
+        self._custom = [has_own_snapshot(part) for _, part in self.spec.parts]
         self._shadow: ObjectMachine | None = None
         self._check = check
         for _, part in self.spec.parts:
@@ -340,13 +404,15 @@ class ObjectMachine(VolatileMachine):
         if name.startswith("$"):
             return self._own(context, name, args)
         entry = self._entries.get(name)
-        if entry is None or entry.versions[0][0] > self.active_version:
+        if entry is None or entry.versions[0].since > self.active_version:
             return REFUSED + self.codec.encode(self._unknown(name, entry))
-        function = entry.versions[0][1]
+        version = entry.versions[0]
         if len(entry.versions) > 1:
-            for since, later in entry.versions:
-                if since <= self.active_version:
-                    function = later
+            for later in entry.versions:
+                if later.since <= self.active_version:
+                    version = later
+        function = version.function
+        before = version.plan.take() if version.atomic or self._check else None
         self.context = ApplyContext(context.index, context.term, context.time_ns, self._position)
         try:
             result = RETURNED + self.codec.encode(
@@ -357,8 +423,23 @@ class ObjectMachine(VolatileMachine):
             raise  # of this member, not of the command: it must not go on
         except Exception as error:  # the outer edge of a command: what it raises is its result
             result = RAISED + self._encode_exception(error)
+            if version.atomic:
+                assert before is not None
+                version.plan.put_back(before)
+            elif before is not None and version.plan.changed(before, self.codec.encode):
+                raise HalfMadeChange(
+                    f"{self._call_text(command)} raised {type(error).__name__} after it had changed something, and is "
+                    "declared atomic=False: look before you change anything, or leave that out"
+                ) from error
         finally:
             self.context = None
+        if before is not None and version.plan.elements > ELEMENTS_MANY and not version.plan.told:
+            version.plan.told = True
+            _log.warning(
+                "each call of %s copies %d values first, so that it leaves nothing behind if it raises; a command that "
+                "looks before it changes anything can be declared @command(atomic=False)",
+                name, version.plan.elements,
+            )  # fmt: skip
         return result
 
     def apply(self, context: Context, commands: Sequence[bytes]) -> list[object]:
@@ -442,7 +523,7 @@ class ObjectMachine(VolatileMachine):
         if entry is None:
             return ["unknown_command", f"this program's {type(self.spec.root).__qualname__} has no command {name!r}"]
         text = (
-            f"{name} needs code version {entry.versions[0][0]} on every member; the group is at "
+            f"{name} needs code version {entry.versions[0].since} on every member; the group is at "
             f"{self.active_version}: upgrade the other members first"
         )
         return ["not_active", text]
