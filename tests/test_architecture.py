@@ -82,7 +82,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "oarlock.node": (*BELOW, "oarlock.transport"),
     "oarlock.sim": (*BELOW, "oarlock.wire", "oarlock.check", "oarlock"),  # the version, for the report of a failure
     "oarlock.check": (),
-    "oarlock.embed": (*BELOW, "oarlock.node", "oarlock.transport", "oarlock.blocking"),
+    "oarlock.discovery": (),
+    "oarlock.embed": (*BELOW, "oarlock.node", "oarlock.transport", "oarlock.blocking", "oarlock.discovery"),
     "oarlock.fencing": (),
     "oarlock.blocking": (),
     "oarlock.sync": ("oarlock.embed", "oarlock.machines.objects"),

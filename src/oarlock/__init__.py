@@ -44,7 +44,13 @@ if TYPE_CHECKING:
         StorageError,
     )
     from oarlock.machines.objects.declare import Consistency, NotAttached, bounded, command, query
-    from oarlock.machines.objects.machine import ApplyContext, CommandError, NotDeterministic, StateMachine
+    from oarlock.machines.objects.machine import (
+        ApplyContext,
+        CommandError,
+        HalfMadeChange,
+        NotDeterministic,
+        StateMachine,
+    )
     from oarlock.machines.objects.values import Unencodable
 
 _HOMES = {
@@ -84,18 +90,21 @@ _HOMES = {
         "StorageError",
     ),
     "oarlock.machines.objects.declare": ("Consistency", "NotAttached", "bounded", "command", "query"),
-    "oarlock.machines.objects.machine": ("ApplyContext", "CommandError", "NotDeterministic", "StateMachine"),
+    "oarlock.machines.objects.machine": (
+        "ApplyContext", "CommandError", "HalfMadeChange", "NotDeterministic", "StateMachine",
+    ),
     "oarlock.machines.objects.values": ("Unencodable",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ApplyContext", "Barrier", "CommandError", "ConfigurationError", "Consistency", "DeadlineExceeded", "Election",
-    "Held", "IdGenerator", "LeadershipLost", "Lease", "LeaseLost", "LeasedDict", "Lock", "MemberStatus", "NoLeader",
-    "Node", "NodeStatus", "NotAttached", "NotDeterministic", "NotLeader", "Outcome", "Overloaded", "ProposalDropped",
-    "QueueFull", "RWLock", "RaftError", "RateLimiter", "Rejected", "ReplicatedCounter", "ReplicatedDict",
-    "ReplicatedList", "ReplicatedPriorityQueue", "ReplicatedQueue", "ReplicatedSet", "Schedule", "Semaphore",
-    "StateMachine", "Stopped", "StorageError", "Unencodable", "bounded", "command", "query",
+    "HalfMadeChange", "Held", "IdGenerator", "LeadershipLost", "Lease", "LeaseLost", "LeasedDict", "Lock",
+    "MemberStatus", "NoLeader", "Node", "NodeStatus", "NotAttached", "NotDeterministic", "NotLeader", "Outcome",
+    "Overloaded", "ProposalDropped", "QueueFull", "RWLock", "RaftError", "RateLimiter", "Rejected",
+    "ReplicatedCounter", "ReplicatedDict", "ReplicatedList", "ReplicatedPriorityQueue", "ReplicatedQueue",
+    "ReplicatedSet", "Schedule", "Semaphore", "StateMachine", "Stopped", "StorageError", "Unencodable", "bounded",
+    "command", "query",
 ]  # fmt: skip
 
 

@@ -40,15 +40,15 @@ from oarlock.errors import (
     StorageError,
 )
 from oarlock.machines.objects.declare import Consistency, NotAttached, bounded, command, query
-from oarlock.machines.objects.machine import ApplyContext, CommandError, NotDeterministic, StateMachine
+from oarlock.machines.objects.machine import ApplyContext, CommandError, HalfMadeChange, NotDeterministic, StateMachine
 from oarlock.machines.objects.values import Unencodable
 
 __all__ = [
     "ApplyContext", "Barrier", "CommandError", "ConfigurationError", "Consistency", "DeadlineExceeded", "Election",
-    "Held", "IdGenerator", "Leading", "LeadershipLost", "Lease", "LeaseLost", "LeasedDict", "Lock", "MemberStatus",
-    "NoLeader", "Node", "NodeStatus", "NotAttached", "NotDeterministic", "NotLeader", "Outcome", "Overloaded",
-    "ProposalDropped", "QueueFull", "RWLock", "RaftError", "RateLimiter", "Rejected", "ReplicatedCounter",
-    "ReplicatedDict", "ReplicatedList", "ReplicatedPriorityQueue", "ReplicatedQueue", "ReplicatedSet", "Schedule",
-    "Semaphore", "StateMachine",
-    "Stopped", "StorageError", "Unencodable", "bounded", "command", "query",
+    "HalfMadeChange", "Held", "IdGenerator", "Leading", "LeadershipLost", "Lease", "LeaseLost", "LeasedDict", "Lock",
+    "MemberStatus", "NoLeader", "Node", "NodeStatus", "NotAttached", "NotDeterministic", "NotLeader", "Outcome",
+    "Overloaded", "ProposalDropped", "QueueFull", "RWLock", "RaftError", "RateLimiter", "Rejected",
+    "ReplicatedCounter", "ReplicatedDict", "ReplicatedList", "ReplicatedPriorityQueue", "ReplicatedQueue",
+    "ReplicatedSet", "Schedule", "Semaphore", "StateMachine", "Stopped", "StorageError", "Unencodable", "bounded",
+    "command", "query",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ from oarlock.machines.objects.declare import NotAttached as NotAttached
 from oarlock.machines.objects.declare import bounded as bounded
 from oarlock.machines.objects.machine import ApplyContext as ApplyContext
 from oarlock.machines.objects.machine import CommandError as CommandError
+from oarlock.machines.objects.machine import HalfMadeChange as HalfMadeChange
 from oarlock.machines.objects.machine import NotDeterministic as NotDeterministic
 from oarlock.machines.objects.machine import StateMachine as StateMachine
 from oarlock.machines.objects.values import Unencodable as Unencodable

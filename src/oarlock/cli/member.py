@@ -17,7 +17,8 @@ from oarlock.cli.client_tls import client_tls, peer_tls
 from oarlock.cli.lifecycle import HaltedError, live
 from oarlock.config import ServerConfig
 from oarlock.config.validate import retained_ms, retained_revisions
-from oarlock.errors import Stopped
+from oarlock.discovery import check_nameservers, find_urls
+from oarlock.errors import ConfigurationError, Stopped
 from oarlock.machines.base import Machine
 from oarlock.machines.kv.machine import KvMachine
 from oarlock.node import survivor
@@ -25,6 +26,8 @@ from oarlock.node.backend import NodeBackend
 from oarlock.node.bootstrap import NodeOptions, start_node
 from oarlock.node.replica import MemberLimits
 from oarlock.node.runtime import Node
+from oarlock.storage.real_disk import RealDisk
+from oarlock.storage.wal import WriteAheadLog
 from oarlock.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -73,15 +76,32 @@ def limits_of(config: ServerConfig) -> Limits:
     )
 
 
+def discovered(config: ServerConfig) -> dict[str, tuple[str, ...]]:
+    """The members that DNS names for `--discovery-srv`, this one under its name. Raises `ConfigurationError`."""
+    nameservers = [each.strip() for each in config.discovery_nameserver.split(",") if each.strip()]
+    check_nameservers(nameservers)
+    urls = find_urls(config.discovery_srv, "etcd-server", config.discovery_srv_name, nameservers)
+    own = [url for url in config.initial_advertise_peer_urls if url.lower() in urls]
+    if len(config.initial_advertise_peer_urls) != 1 or own != list(config.initial_advertise_peer_urls):
+        raise ConfigurationError(
+            f"initial-advertise-peer-urls is {','.join(config.initial_advertise_peer_urls)}, and the SRV records of "
+            f"{config.discovery_srv} give {', '.join(urls)}: it must be one of these, written alike"
+        )
+    return {**{url.partition("://")[2]: (url,) for url in urls if url != own[0]}, config.name: (own[0],)}
+
+
 def node_options(config: ServerConfig) -> NodeOptions:
-    """The node's options. Raises `ConfigurationError` for certificates that other members would not accept."""
+    """The node's options. Raises `ConfigurationError` for certificates that other members would not accept, and for
+    what DNS does not say. It is asked while the data directory is new."""
+    discover = bool(config.discovery_srv) and not WriteAheadLog.exists(RealDisk(), f"{config.data_dir}/wal")
     return NodeOptions(
         name=config.name,
         data_dir=config.data_dir,
         listen_peer_urls=config.listen_peer_urls,
         advertise_peer_urls=config.initial_advertise_peer_urls,
         advertise_client_urls=config.advertise_client_urls,
-        initial_cluster=dict(config.initial_cluster),
+        initial_cluster=discovered(config) if discover else dict(config.initial_cluster),
+        names_known=not discover,
         state=config.initial_cluster_state,
         token=config.initial_cluster_token,
         cluster_id=config.cluster_id,

@@ -185,6 +185,30 @@ class ServerConfig:
         section="clustering",
     )
 
+    discovery_srv: str = _option(
+        TEXT,
+        "",
+        "A DNS domain whose SRV records name the members of the new cluster, in place of `--initial-cluster`: "
+        "`_etcd-server-ssl._tcp.DOMAIN` those with https, `_etcd-server._tcp.DOMAIN` those with http. "
+        "`--initial-advertise-peer-urls` must be as the record has it. Ignored once the data directory is in use.",
+        section="clustering",
+    )
+    discovery_srv_name: str = _option(
+        TEXT,
+        "",
+        "A word that goes into the SRV names, so that a domain can hold several clusters: "
+        "`_etcd-server-NAME._tcp.DOMAIN`.",
+        section="clustering",
+    )
+    discovery_nameserver: str = _option(
+        TEXT,
+        "",
+        "The nameservers to ask for `--discovery-srv`, as `address` or `address:port`, with commas between them.",
+        etcd=False,
+        section="clustering",
+        default_text="those of the system",
+    )
+
     cluster_id: int = _option(
         ID,
         0,
@@ -551,7 +575,6 @@ ETCD_ONLY: Mapping[str, tuple[str, ...]] = {
     "client-cert-allowed-hostname": ("",),
     "discovery": ("",),
     "discovery-proxy": ("",),
-    "discovery-srv": ("",),
     "enable-pprof": ("false",),
     "enable-v2": ("false",),
     "experimental-initial-corrupt-check": ("false", "true"),

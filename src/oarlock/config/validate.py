@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from oarlock.config.options import (
 from oarlock.config.values import check_member_name, parse_duration, show_cluster
 from oarlock.errors import ConfigurationError
 
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
 MEMBERS_MAX = 64  # as in raft.types; a test holds the two together
 
 
@@ -28,6 +30,7 @@ def validate(loaded: Loaded) -> ServerConfig:
     _check_name(config)
     _check_timing(loaded, config)
     _check_urls(loaded, config)
+    _check_discovery(loaded, config)
     _check_cluster(config)
     _check_tls(config)
     _check_compaction(config)
@@ -109,6 +112,30 @@ def _check_urls(loaded: Loaded, config: ServerConfig) -> None:
         schemes = {urlsplit(url).scheme for url in getattr(config, name)}
         if len(schemes) > 1:
             raise ConfigurationError(f"{name.replace('_', '-')} mixes http and https; use one of them")
+
+
+def _check_discovery(loaded: Loaded, config: ServerConfig) -> None:
+    if not config.discovery_srv:
+        for name in ("discovery_srv_name", "discovery_nameserver"):
+            if getattr(config, name):
+                raise ConfigurationError(f"{name.replace('_', '-')} is given without discovery-srv")
+        return
+    if loaded.given("initial_cluster"):
+        raise ConfigurationError("discovery-srv and initial-cluster are both given: the members come from one of them")
+    if config.initial_cluster_state != "new":
+        raise ConfigurationError(
+            "discovery-srv names the members of a new cluster; to join an existing one give initial-cluster as "
+            "`etcdctl member add` printed it"
+        )
+    if not loaded.given("initial_advertise_peer_urls"):
+        raise ConfigurationError(
+            "initial-advertise-peer-urls is required with discovery-srv: say which of the records is this member, such "
+            f"as --initial-advertise-peer-urls=http://{config.name}.{config.discovery_srv}:2380"
+        )
+    for name in ("discovery_srv", "discovery_srv_name"):
+        text = getattr(config, name)
+        if not all(_LABEL.fullmatch(label) for label in text.removesuffix(".").split(".")) and text:
+            raise ConfigurationError(f"{name.replace('_', '-')}: {text!r} is no name of DNS")
 
 
 def _check_cluster(config: ServerConfig) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from oarlock.embed.calls import Calls
+from oarlock.embed.found import discovered
 from oarlock.embed.hold import hold
 from oarlock.embed.holders import Holders, LeaseLost, tick
 from oarlock.embed.options import Options, check_address
@@ -276,6 +277,8 @@ async def start_engine(
     options: Options, objects: ObjectMachine, leader_claims: OneAtATime, bind: Callable[[Calls], Binding]
 ) -> Engine:
     """Recover what the directory holds and take part. Raises `ConfigurationError` or `StorageError`."""
+    if options.discover:
+        options = await discovered(options)
     url = options.url
     settings = NodeOptions(
         name=options.name,
@@ -290,6 +293,7 @@ async def start_engine(
         limits=MemberLimits(request_timeout_ns=round(options.timeout * 1e9), snapshot_entries=options.snapshot_entries),
         tls=options.tls,
         join_s=options.join_s,
+        names_known=not options.discover,
     )
     if options.join:
         settings = await _joining(settings, [url(address) for address in options.join])

@@ -41,6 +41,9 @@ class Node(Generic[M]):
     - `data_dir`: a directory of this member's own; made if it does not exist. Everything acknowledged is in it.
     - `join`: `host:port` of members of a group that exists, one is enough, in place of `peers`. Somebody there must
       `add` this member first, under the address `listen`; the start waits for that for a while.
+    - `discover`: where DNS has the first members, in place of `peers`: `"dns+srv://_oarlock._tcp.example.org"` or
+      `"dns://peers.example.org:7101"` (see `oarlock.discovery`). Asked once, when the directory is new. Which of them
+      this member is: the one at `listen`, else the host called `name` or `name.…`, else the only one of this machine.
     - `listen`: `host:port` to listen on, if it is not the address in `peers` (behind NAT, in a container).
     - `cluster`: a name that keeps groups apart; members of another one are refused.
     - `heartbeat` and `election_timeout`: seconds. A leader that dies without a sign is missed after one to two election
@@ -74,13 +77,14 @@ class Node(Generic[M]):
         lease_ttl: float = 10.0,
         snapshot_entries: int = 10_000,
         tls: PeerTls | None = None,
+        discover: str = "",
     ) -> None:
         self.machine = machine
         self.name = name
         self._options = check_options(
             name=name, peers=peers, data_dir=data_dir, join=join, listen=listen, cluster=cluster, heartbeat=heartbeat,
             election_timeout=election_timeout, lease_reads=lease_reads, timeout=timeout, lease_ttl=lease_ttl,
-            snapshot_entries=snapshot_entries, tls=tls,
+            snapshot_entries=snapshot_entries, tls=tls, discover=discover,
         )  # fmt: skip
         self._leader_claims = OneAtATime()
         self._objects = ObjectMachine(machine, check=development, builtin={"@leader": self._leader_claims})

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from oarlock.discovery import check_discover
 from oarlock.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Options:
     lease_ttl: float
     snapshot_entries: int
     tls: PeerTls | None
+    discover: str = ""
     join_s: float = JOIN_S
 
     @property
@@ -67,6 +69,7 @@ def check_options(
     lease_ttl: float,
     snapshot_entries: int,
     tls: PeerTls | None,
+    discover: str = "",
 ) -> Options:
     """Raises `ConfigurationError` that names what cannot work and what to do."""
     if not name:
@@ -79,6 +82,10 @@ def check_options(
         raise ConfigurationError("peers and join exclude each other: peers begins a group, join enters one")
     if join and not listen:
         raise ConfigurationError("join needs listen: the address under which this member was added")
+    if discover:
+        if peers or join:
+            raise ConfigurationError(f"discover and {'peers' if peers else 'join'} exclude each other")
+        check_discover(discover)
     peers = dict(peers or {})
     if not peers:
         peers = {name: listen or f"{name}.invalid:{LONELY_PORT}"}
@@ -109,7 +116,7 @@ def check_options(
     return Options(
         name=name, peers=peers, data_dir=os.fspath(data_dir), join=tuple(join), listen=tuple(listens), cluster=cluster,
         heartbeat=heartbeat, election_timeout=election_timeout, lease_reads=lease_reads, timeout=timeout,
-        lease_ttl=lease_ttl, snapshot_entries=snapshot_entries, tls=tls,
+        lease_ttl=lease_ttl, snapshot_entries=snapshot_entries, tls=tls, discover=discover,
     )  # fmt: skip
 
 

@@ -214,6 +214,7 @@ class Node(Generic[M]):
         lease_ttl: float = 10.0,
         snapshot_entries: int = 10_000,
         tls: PeerTls | None = None,
+        discover: str = "",
     ) -> None:
         self.machine = machine
         self.name = name
@@ -222,7 +223,7 @@ class Node(Generic[M]):
             machine, name, peers=peers, data_dir=data_dir, join=join, listen=listen, cluster=cluster,
             heartbeat=heartbeat, election_timeout=election_timeout, lease_reads=lease_reads, development=development,
             timeout=timeout, lease_ttl=lease_ttl,
-            snapshot_entries=snapshot_entries, tls=tls,
+            snapshot_entries=snapshot_entries, tls=tls, discover=discover,
         )  # fmt: skip
         self._node.call_through(self._bind)
         self._thread: LoopThread | None = None

@@ -78,6 +78,7 @@ class NodeOptions:
     tls: PeerTls | None = None
     segment_bytes: int = SEGMENT_BYTES
     tail_entries_max: int = 5_000
+    names_known: bool = True  # False: the others' names in `initial_cluster` are not what they call themselves
     join_s: float = JOIN_S  # how long a new member asks an existing cluster for its place
     disk: Disk | None = None  # the file system's, unless a test gives another
 
@@ -101,7 +102,7 @@ def initial_configuration(options: NodeOptions) -> Configuration:
         if node in members:
             raise ConfigurationError(f"initial-cluster gives {', '.join(urls)} to more than one member")
         try:
-            context = encode_record(name, urls)
+            context = encode_record(name if options.names_known else "", urls)
         except ValueError as error:
             raise ConfigurationError(f"initial-cluster, member {name!r}: {error}") from error
         role = MemberRole.WITNESS if name in options.witnesses else MemberRole.VOTER
