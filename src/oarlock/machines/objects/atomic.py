@@ -13,23 +13,18 @@ import dis
 import enum
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from fractions import Fraction
 from types import FunctionType
 from typing import Any, Final
-from uuid import UUID
 
 import msgspec
+
+from oarlock.machines.objects.values import IMMUTABLE as _IMMUTABLE
 
 ELEMENTS_MANY: Final = 10_000
 """Copying more than so many values before each call is worth a word in the log."""
 
 BYTES_OF_ELEMENT: Final = 16  # a part that makes its own snapshot is counted by its size
 
-_IMMUTABLE: Final = frozenset(
-    {type(None), bool, int, float, complex, str, bytes, datetime, date, time, timedelta, Decimal, Fraction, UUID}
-)
 _LOADS: Final = ("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK")  # how the names of instructions end that load
 _ATTRIBUTE: Final = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR"})
 _METHODS_MAX: Final = 100

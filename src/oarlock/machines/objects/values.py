@@ -28,6 +28,9 @@ DEPTH_MAX: Final = 64
 """How deep values nest. Deeper ones, and those that contain themselves, are refused."""
 
 _ATOMS: Final = frozenset({type(None), bool, float, str, bytes})
+IMMUTABLE: Final = _ATOMS | {int, complex, datetime, date, time, timedelta, Decimal, Fraction, UUID}
+"""Types of values that cannot change and hold no others."""
+
 _INT_MIN, _INT_MAX = -(2**63), 2**64
 
 # Extension codes: a wire and file format. Never reuse one.
