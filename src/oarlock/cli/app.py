@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "completion": Lazy("oarlock.cli.completion", "completion", "Print the completion script for a shell."),
     "config": Lazy("oarlock.cli.config", "config", "Look at the configuration."),
     "demo": Lazy("oarlock.cli.demo", "demo", "Run a three-member cluster here, kill its leader and compare all data."),
+    "dev": Lazy("oarlock.cli.dev", "dev", "A cluster for development on this machine, up until Ctrl-C."),
     "openapi": Lazy("oarlock.cli.openapi", "openapi", "Print the OpenAPI description of the HTTP side."),
     "serve": Lazy("oarlock.cli.serve", "serve", "Run one member of a cluster that speaks etcd's API."),
     "pki": Lazy("oarlock.cli.pki", "pki", "Make certificates for development and tests."),

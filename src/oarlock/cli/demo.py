@@ -32,6 +32,7 @@ from oarlock.cli.local_cluster import (
     MemberProcess,
     Program,
     ProgramMissing,
+    dies_with_parent,
     etcd_program,
     find_program,
     oarlock_program,
@@ -120,6 +121,7 @@ class Etcdctl:
     def __init__(self, path: str, endpoints: Sequence[str]) -> None:
         self.path = path
         self.endpoints = tuple(endpoints)
+        self._before = dies_with_parent()  # each call waits for its process, in the thread that started it
 
     def run(
         self, *arguments: str, stdin: str = "", seconds: float, endpoints: Sequence[str] | None = None
@@ -130,6 +132,7 @@ class Etcdctl:
         `--command-timeout`.
         """
         command = [
+            *self._before,
             self.path,
             f"--endpoints={','.join(endpoints or self.endpoints)}",
             f"--command-timeout={seconds:g}s",

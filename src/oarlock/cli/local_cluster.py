@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, Any, Final, Self
 
 READY_SECONDS: Final = 120.0
 """How long a member may take to answer `/health` after its start, unless the caller says otherwise."""
@@ -150,7 +150,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str, *, poll
         time.sleep(poll)
 
 
-def _dies_with_parent() -> tuple[str, ...]:
+def dies_with_parent() -> tuple[str, ...]:
     """What to put before a command so that the kernel kills it when the thread that started it ends (Linux only).
 
     A program does it rather than a function between fork and exec: that would be a real fork, in which other libraries
@@ -340,6 +340,7 @@ class LocalCluster:
         directory: Path | None = None,
         token: str | None = None,
         prefix: str = "m",
+        ports: Sequence[int] = (),
     ) -> None:
         if size < 1:
             raise ValueError(f"a cluster has at least one member, not {size}")
@@ -351,9 +352,9 @@ class LocalCluster:
         # One thread starts all processes and lives as long as the cluster: the kernel ties the life of a child to the
         # thread that forked it, and a caller's thread may end before.
         self._launcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="member-launcher")
-        self._before = _dies_with_parent()
+        self._before = dies_with_parent()
         self._closed = False
-        ports = free_ports(2 * size)
+        ports = ports or free_ports(2 * size)
         self.members: list[MemberProcess] = []
         self._made: list[MemberProcess] = []  # also those that a caller has taken out of `members`
         for number in range(size):
@@ -443,19 +444,27 @@ class LocalCluster:
 
     def _launch(self, arguments: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start one process from the launcher's thread, in a session of its own (Ctrl-C is then for us alone)."""
+        return self._start(arguments, self.program.environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def launch_text(self, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+        """Start a further process, as members are; what it prints is read from its `stdout`."""
+        return self._start(
+            arguments, environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+
+    def _start(self, arguments: Sequence[str], environment: Mapping[str, str], **streams: Any) -> subprocess.Popen[Any]:
         if shutil.which(arguments[0]) is None:
             raise ProgramMissing(f"cannot start {arguments[0]}: there is no such program")
         # Options of the caller's own environment would reach every member alike; the command line says all that counts.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OARLOCK_", "ETCD_"))}
 
-        def launch() -> subprocess.Popen[bytes]:
+        def launch() -> subprocess.Popen[Any]:
             return subprocess.Popen(  # noqa: S603
                 [*self._before, *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**inherited, **self.program.environment},
+                env={**inherited, **environment},
                 start_new_session=True,
+                **streams,
             )
 
         return self._launcher.submit(launch).result()
