@@ -309,11 +309,23 @@ def _rich_table(rows: Sequence[Row]) -> Any:
     return table
 
 
+class _Told:
+    """Whether Ctrl-C or SIGTERM came. While members start it is raised as `KeyboardInterrupt`."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.starting = True
+
+    def signalled(self, number: int, frame: object) -> None:
+        self.event.set()
+        if self.starting:
+            raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def _told_to_end() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set."""
-    told = threading.Event()
-    before = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+def _told_to_end() -> Iterator[_Told]:
+    told = _Told()
+    before = {number: signal.signal(number, told.signalled) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield told
     finally:
@@ -371,9 +383,10 @@ def dev(*, members: int, data_dir: Path | None, as_json: bool, flags: tuple[str,
         except ClusterError as error:
             click.echo(f"error: {error}", err=True)
             return 1
+        told.starting = False
         show.ready(str(directory), group.ready())
         with show.table():
-            while not told.wait(POLL_SECONDS):
+            while not told.event.wait(POLL_SECONDS):
                 rows = group.rows()
                 show.rows(rows)
                 if all(row.role == "down" for row in rows):
