@@ -156,13 +156,14 @@ class SimFile:
         if inode.size_dirty:
             _resize(inode.durable, size)
             inode.size_dirty = False
+        volatile, durable, previous = inode.volatile, inode.durable, inode.previous
         for sector in inode.dirty:
             start = sector * SECTOR_BYTES
             end = min(start + SECTOR_BYTES, size)
-            if len(inode.durable) < end:
-                _resize(inode.durable, end)
-            inode.previous[sector] = bytes(inode.durable[start:end])
-            inode.durable[start:end] = inode.volatile[start:end]
+            if len(durable) < end:
+                _resize(durable, end)
+            previous[sector] = bytes(durable[start:end])
+            durable[start:end] = volatile[start:end]
         inode.dirty.clear()
 
     def begin_datasync(self, kernel: KernelSyncs) -> bool:

@@ -99,6 +99,7 @@ class World:
         self._ranks: dict[NodeId, int] = {}
         points = self.choices.stream("turning points")
         self._turning_points = sorted((points.draw(max(1, events)) for _ in range(swarm.turning_points)), reverse=True)
+        self._raft_configs: dict[NodeId, RaftConfig] = {}
         self._led: dict[NodeId, int] = {}  # member -> the last term in which it was seen to lead
         self.limits = MemberLimits(
             request_timeout_ns=swarm.request_timeout,
@@ -132,6 +133,12 @@ class World:
             self.later(self.choices.draw("start", swarm.timeout), process.start)
 
     def raft_config(self, node: NodeId) -> RaftConfig:
+        found = self._raft_configs.get(node)
+        if found is None:
+            found = self._raft_configs[node] = self._make_raft_config(node)
+        return found
+
+    def _make_raft_config(self, node: NodeId) -> RaftConfig:
         swarm = self.swarm
         return RaftConfig(
             id=node,
