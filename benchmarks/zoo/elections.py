@@ -45,7 +45,7 @@ ENTRIES: Final = (
                 "storage/wal.py",
                 "        self._put(HARD_STATE, 0, 0, group, hard.commit, hard.term, pack_vote(hard))\n",
                 "        if hard.vote and hard.term > written.hard_state.term:\n"
-                "            first = replace(hard, vote=0)\n"
+                "            first = HardState(hard.term, 0, hard.commit)\n"
                 "            self._put(HARD_STATE, 0, 0, group, first.commit, first.term, pack_vote(first))\n"
                 "            self._commit()\n"
                 "        self._put(HARD_STATE, 0, 0, group, hard.commit, hard.term, pack_vote(hard))\n",

@@ -187,16 +187,16 @@ ENTRIES: Final = (
         edits=(
             Edit(
                 "storage/wal.py",
-                "            for _ in range(len(self._pending)):\n"
-                "                self._encode(self._pending.popleft())\n",
-                "            first: dict[tuple[int, int], Entry] = {}\n"
-                "            for item in self._pending:\n"
-                "                for entry in item.entries:\n"
-                "                    first.setdefault((item.group, entry.index), entry)\n"
-                "            for _ in range(len(self._pending)):\n"
-                "                item = self._pending.popleft()\n"
-                "                kept = tuple(first[item.group, entry.index] for entry in item.entries)\n"
-                "                self._encode(replace(item, entries=kept))\n",
+                "        for _ in range(len(self._pending)):\n"
+                "            self._encode(self._pending.popleft())\n",
+                "        first: dict[tuple[int, int], Entry] = {}\n"
+                "        for item in self._pending:\n"
+                "            for entry in item.entries:\n"
+                "                first.setdefault((item.group, entry.index), entry)\n"
+                "        for _ in range(len(self._pending)):\n"
+                "            item = self._pending.popleft()\n"
+                "            kept = tuple(first[item.group, entry.index] for entry in item.entries)\n"
+                "            self._encode(_Item(item.group, item.hard_state, kept, item.snapshot, item.reset))\n",
             ),
         ),
     ),

@@ -168,8 +168,8 @@ ENTRIES: Final = (
         edits=(
             Edit(
                 WAL,
-                "        self._file.pwrite(self._position, self._buffers)\n        self._file.datasync()\n",
-                "        self._file.pwrite(self._position, self._buffers)\n",
+                "        self._write_batch()\n        self._file.datasync()\n",
+                "        self._write_batch()\n",
             ),
         ),
     ),
@@ -181,8 +181,8 @@ ENTRIES: Final = (
         edits=(
             Edit(
                 WAL,
-                "        self._file.pwrite(self._position, self._buffers)\n        self._file.datasync()\n",
-                "        self._file.pwrite(self._position, self._buffers)\n"
+                "        self._write_batch()\n        self._file.datasync()\n",
+                "        self._write_batch()\n"
                 "        try:\n"
                 "            self._file.datasync()\n"
                 "        except StorageError:\n"
