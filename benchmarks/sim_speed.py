@@ -55,7 +55,9 @@ def main() -> None:
         rates.append(turns / spent)
     rates.sort()
     best, median = rates[-1], rates[len(rates) // 2]
-    print(f"{build}: {len(seeds)} seeds of {turns / len(seeds):.0f} turns, {members / len(seeds):.1f} members in the end")
+    print(
+        f"{build}: {len(seeds)} seeds of {turns / len(seeds):.0f} turns, {members / len(seeds):.1f} members in the end"
+    )
     for name, rate in (("best", best), ("median", median)):
         print(
             f"{name} of {options.rounds}: {rate:.0f} turns a second, {rate * len(seeds) / turns:.2f} seeds a second, "

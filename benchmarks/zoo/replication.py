@@ -187,8 +187,7 @@ ENTRIES: Final = (
         edits=(
             Edit(
                 "storage/wal.py",
-                "        for _ in range(len(self._pending)):\n"
-                "            self._encode(self._pending.popleft())\n",
+                "        for _ in range(len(self._pending)):\n            self._encode(self._pending.popleft())\n",
                 "        first: dict[tuple[int, int], Entry] = {}\n"
                 "        for item in self._pending:\n"
                 "            for entry in item.entries:\n"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -298,6 +298,10 @@ class _Task:
         self.handed_over = False  # leadership was offered to others before this member removes itself
 
 
+def _gone(*_: object) -> Any:
+    raise AssertionError("this member is gone")
+
+
 class Reconfiguration:
     """One member's side of the module: `asks` of its own callers, and, while it leads, the tasks of everybody.
 
@@ -335,6 +339,10 @@ class Reconfiguration:
         self._work_at = 0  # the core said "not now": it is not asked again before this
         self.malformed = 0
         self.removed = False  # others say that this member was removed, and have that committed
+
+    def let_go(self) -> None:
+        """The member is gone: nothing here refers to it any more, so that its memory is free at once."""
+        self._send = self._step = self._answer = self._request = self._records = _gone
 
     def __len__(self) -> int:
         return len(self._asks)

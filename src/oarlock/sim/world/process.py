@@ -304,6 +304,8 @@ class Process:
 
     def _down(self) -> None:
         self.life += 1
+        if self.member is not None:
+            self.member.let_go()
         self.member = None
         self.machine = None
         self._wal = self._store = self._receiver = None
