@@ -26,10 +26,11 @@ def main() -> None:
     began = time.monotonic()
     fresh = {}
     for result in hunt_all(entries, arguments.budget, arguments.jobs):
-        fresh[result.id] = result
+        fresh[result.id] = results.results[result.id] = result
         print(report.line(result), flush=True)
+        if not arguments.no_write:
+            report.save(results)  # what was found so far outlives whatever stops this
     print()
-    results.results.update(fresh)
     bad = [result.id for result in fresh.values() if not report.as_it_should(result)]
     if not arguments.no_baseline:
         clean = baseline(max(result.seeds for result in fresh.values()))

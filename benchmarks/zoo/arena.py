@@ -1,6 +1,7 @@
 """The program that runs seeds on whatever `oarlock` is on its path: one line of JSON for each seed, on stdout.
 
     python -O -m benchmarks.zoo.arena --start 0 --seeds 200
+    python -O -m benchmarks.zoo.arena --scope
 
 It stops at the first seed in which an invariant fires. With asserts off (`-O`) what fires is the simulator's own. A
 seed that ends in an exception is reported and proves nothing: the hunt goes on.
@@ -16,6 +17,7 @@ import signal
 import time
 from types import FrameType
 
+from oarlock.sim.scopes.wal import explore_crashes
 from oarlock.sim.world import run_seed
 
 SEED_SECONDS_MAX = 120
@@ -34,9 +36,14 @@ def _hang(signum: int, frame: FrameType | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--seeds", type=int, required=True)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--scope", action="store_true", help="the scope of the log instead of seeds")
     parser.add_argument("--all", action="store_true", help="go on after a violation")
     arguments = parser.parse_args()
+    if arguments.scope:
+        report = explore_crashes(second=False)
+        print(json.dumps({"seed": 0, "invariant": report.invariant, "what": report.violation[:400], "digest": ""}))
+        return
     signal.signal(signal.SIGALRM, _hang)
     gc.freeze()
     for seed in range(arguments.start, arguments.start + arguments.seeds):

@@ -11,6 +11,7 @@ class Arena(Enum):
 
     WORLD = "world"  # whole members: `oarlock.sim.world`
     HASHES = "two hash seeds"  # the same seed in two processes with different PYTHONHASHSEED: the digests must agree
+    SCOPE = "scope H"  # the log alone, through every crash: `oarlock.sim.scopes.wal`
     TESTS = "tests"  # a named test of the suite, run on the changed copy
 
 

@@ -49,6 +49,10 @@ def hunt(entry: Entry, budget: int, start: int = 0, unchanged: Path = SOURCE) ->
         source = copy(Path(directory), entry.edits, unchanged)
         if entry.arena is Arena.TESTS:
             result = _test(entry, source)
+        elif entry.arena is Arena.SCOPE:
+            result = Result(entry.id)
+            for line in _lines(source, ["--scope"]):
+                _count(result, line)
         elif entry.arena is Arena.HASHES:
             result = _two_hash_seeds(entry, source, budget, start)
         else:
@@ -101,8 +105,15 @@ def _environment(source: Path, hash_seed: str = "0") -> dict[str, str]:
 def _seeds(
     source: Path, start: int, seeds: int, *, asserts: bool = False, hash_seed: str = "0", everything: bool = False
 ) -> Generator[dict[str, Any], None, None]:
-    command = [sys.executable, *([] if asserts else ["-O"]), "-m", "benchmarks.zoo.arena"]
-    command += ["--start", str(start), "--seeds", str(seeds), *(["--all"] if everything else [])]
+    arguments = ["--start", str(start), "--seeds", str(seeds), *(["--all"] if everything else [])]
+    yield from _lines(source, arguments, asserts=asserts, hash_seed=hash_seed)
+
+
+def _lines(
+    source: Path, arguments: list[str], *, asserts: bool = False, hash_seed: str = "0"
+) -> Generator[dict[str, Any], None, None]:
+    """What the arena says."""
+    command = [sys.executable, *([] if asserts else ["-O"]), "-m", "benchmarks.zoo.arena", *arguments]
     process = subprocess.Popen(
         command, cwd=ROOT, env=_environment(source, hash_seed), stdout=subprocess.PIPE, text=True
     )
@@ -111,7 +122,7 @@ def _seeds(
         for line in process.stdout:
             yield json.loads(line)
     if process.returncode:
-        yield {"seed": start, "invariant": "error", "what": f"the process ended with {process.returncode}"}
+        yield {"seed": 0, "invariant": "error", "what": f"the process ended with {process.returncode}"}
 
 
 def _two_hash_seeds(entry: Entry, source: Path, budget: int, start: int) -> Result:

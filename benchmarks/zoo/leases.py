@@ -1,5 +1,5 @@
-"""Leases that clients hold: who may end one, and when. Hunted by the keeper's own tests, as the arena's seeds hold
-none, and the world of holders (`oarlock.sim.world.leases`) does not look for ends that come late."""
+"""Leases that clients hold: who may end one, and when. Hunted by the seeds that draw leases, and by
+the keeper's own test where seeds cannot tell."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ ENTRIES: Final = (
         ),
         arena=Arena.TESTS,
         tests=(f"{GROUP}::test_a_leader_that_cannot_confirm_itself_ends_nothing_and_promises_nothing",),
-        note="both fences go: the read round before an end, and the term that the end carries",
+        note="both fences go: the read round before an end, and the term that it carries. Seeds show nothing: an end "
+        "is an entry of its leader's own term, and becomes committed only while nobody else leads",
     ),
     Entry(
         id="BZ-122",
@@ -44,8 +45,5 @@ ENTRIES: Final = (
                 "{lease: book.clock + ttl * SECOND for lease, (ttl, _) in book.items()}",
             ),
         ),
-        arena=Arena.TESTS,
-        tests=(f"{GROUP}::test_a_new_leader_neither_shortens_nor_restarts_a_lease",),
-        note="the checker of the world of holders speaks of leases that end early, not of those that end late",
     ),
 )

@@ -317,7 +317,12 @@ EXCLUDED: Final = (
         "the reads of a round belong to the role `Leader`, which ends with the term; kept on purpose they harm nobody, "
         "as a member wins again only with all that was committed meanwhile, and applies it in the turn it hears of it",
     ),
-    Excluded("BZ-138", "a lease is taken for mutual exclusion", "leases are not part of the simulated world yet", True),
+    Excluded(
+        "BZ-138",
+        "a lease is taken for mutual exclusion",
+        "a mistake of whoever uses a lock without the fencing revision that it gives; nothing in the source could be "
+        "changed to make it",
+    ),
     Excluded(
         "BZ-133",
         "two stores differ on who is a member",

@@ -94,6 +94,7 @@ ENTRIES: Final = (
         name="the log is released before the snapshot's mark is durable",
         source="etcd #10219",
         trigger="power loss between the two",
+        arena=Arena.SCOPE,
         edits=(
             Edit(
                 CORE,
@@ -247,6 +248,7 @@ ENTRIES: Final = (
         name="a new segment forgets term and vote",
         source="RedisRaft 46a6ad0",
         trigger="older segments are dropped, and a restart",
+        arena=Arena.SCOPE,
         edits=(
             Edit(
                 WAL,
@@ -531,7 +533,7 @@ EXCLUDED: Final = (
     Excluded(
         "BZ-132",
         "an unknown kind of command is passed over",
-        "mixed versions are not part of the simulated world yet",
+        "members of other releases differ in what they send, not yet in which commands they know",
         True,
     ),
 )

@@ -1,14 +1,12 @@
-"""Watches: what a reader that is slow, late or elsewhere must not miss. Hunted by the world of followers
-(`oarlock.sim.world.watches`), which its own test runs."""
+"""Watches: what a reader that is slow, late or elsewhere must not miss. Hunted by the seeds that draw watches."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.zoo.entry import Arena, Edit, Entry
+from benchmarks.zoo.entry import Edit, Entry
 
 HUB: Final = "machines/kv/watch.py"
-WORLD: Final = ("tests/simulation/test_world_watches.py::test_everybody_is_told_everything_once",)
 
 ENTRIES: Final = (
     Entry(
@@ -24,8 +22,6 @@ ENTRIES: Final = (
                 "        for watcher in [*self._behind]:\n            if watcher.next_revision < compact_revision:\n",
             ),
         ),
-        arena=Arena.TESTS,
-        tests=WORLD,
     ),
     Entry(
         id="BZ-125",
@@ -39,8 +35,6 @@ ENTRIES: Final = (
                 "topic.single and start >= compact_revision and",
             ),
         ),
-        arena=Arena.TESTS,
-        tests=("tests/unit/machines/test_machines_watch.py::test_a_deletion_at_the_compacted_revision_is_seen",),
         note="here the log keeps the deletion, and only the tombstone is gone",
     ),
     Entry(
@@ -55,8 +49,6 @@ ENTRIES: Final = (
                 "        for watcher in list(self.future):\n",
             ),
         ),
-        arena=Arena.TESTS,
-        tests=WORLD,
     ),
     Entry(
         id="BZ-127",
@@ -66,11 +58,9 @@ ENTRIES: Final = (
         edits=(
             Edit(
                 "machines/kv/events.py",
-                "        if size >= BATCH_BYTES and event.main != held[-1].main:\n",
-                "        if size >= BATCH_BYTES and held:\n",
+                "        if size >= bytes_max and event.main != held[-1].main:\n",
+                "        if size >= bytes_max and held:\n",
             ),
         ),
-        arena=Arena.TESTS,
-        tests=WORLD,
     ),
 )

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from oarlock.node.replica import leases as keeper
-from oarlock.sim.world.leases import LeaseApplication
+from oarlock.sim.world.features import EtcdApplication
 from oarlock.sim.world.outcome import Outcome, Replay, run_replay
 
 SEEDS = 12
 EVENTS = 2500
 
 
-def run(seed: int, *, events: int = EVENTS) -> tuple[Outcome, LeaseApplication]:
-    application = LeaseApplication()
+def run(seed: int, *, events: int = EVENTS) -> tuple[Outcome, EtcdApplication]:
+    application = EtcdApplication(frozenset({"leases"}))
     return run_replay(Replay(seed=seed, events=events), application=application), application
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from oarlock.sim.world import Outcome, run_seed
 from oarlock.sim.world.choices import Choices
-from oarlock.sim.world.swarm import CLASSES, draw_swarm
+from oarlock.sim.world.swarm import CLASSES, FEATURES, draw_swarm
 
 SMOKE_SEEDS = 40
 SEEDS_A_TEST = 8
@@ -36,14 +36,41 @@ def test_smoke(first: int) -> None:
         check(run_seed(seed))
 
 
-def regressions() -> list[tuple[int, str]]:
-    rows = [line.split(None, 1) for line in REGRESSIONS.read_text().splitlines() if line.strip() and line[0] != "#"]
-    return [(int(seed), why) for seed, why in rows]
+def regressions() -> list[tuple[int, frozenset[str], str]]:
+    """Seed, what is off, and why it once failed."""
+    found = []
+    for line in REGRESSIONS.read_text().splitlines():
+        if line.strip() and line[0] != "#":
+            seed, off, why = line.split(None, 2)
+            found.append((int(seed), frozenset(off.split(",")) - {"-"}, why))
+    return found
 
 
-@pytest.mark.parametrize(("seed", "why"), regressions())
-def test_seed_that_once_failed(seed: int, why: str) -> None:
-    check(run_seed(seed))
+@pytest.mark.parametrize(("seed", "off", "why"), regressions())
+def test_seed_that_once_failed(seed: int, off: frozenset[str], why: str) -> None:
+    assert off <= {*CLASSES, *FEATURES}, f"{off} cannot be off"
+    check(run_seed(seed, off=off))
+
+
+def test_every_feature_is_drawn_and_used() -> None:
+    """Watches, leases and authentication, each alone and with the others; and every one of them does something."""
+    combinations = {draw_swarm(Choices(seed), frozenset()).features for seed in range(100)}
+    assert len(combinations) == 2 ** len(FEATURES)
+    totals: Counter[str] = Counter()
+    wanted = ("watches.events", "watches.moves", "leases.granted", "leases.renewed", "auth.changes", "auth.denials")
+    for seed in range(600, 700):
+        if len(draw_swarm(Choices(seed), frozenset()).features) > 1:
+            outcome = run_seed(seed)
+            check(outcome)
+            totals.update(outcome.statistics)
+            if all(totals[name] > 5 for name in wanted):
+                return
+    raise AssertionError(f"too little: {[(name, totals[name]) for name in wanted]}")
+
+
+def test_what_is_off_is_not_drawn() -> None:
+    seed = next(s for s in range(100) if len(draw_swarm(Choices(s), frozenset()).features) == len(FEATURES))
+    assert not draw_swarm(Choices(seed), frozenset(FEATURES)).features
 
 
 def test_the_seeds_reach_what_they_are_for() -> None:

@@ -8,26 +8,17 @@ from typing import Any
 import pytest
 
 from oarlock.machines.kv import events as kv_events
-from oarlock.machines.kv import history as kv_history
 from oarlock.machines.kv import watch as kv_watch
 from oarlock.sim.failures import Violation
-from oarlock.sim.world.watches import WatchApplication
+from oarlock.sim.world.features import EtcdApplication
 from oarlock.sim.world.world import World
 
 EVENTS = 500
 SEEDS = 8
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Histories of a simulation are short: so are slices and batches."""
-    monkeypatch.setattr(kv_history, "SLICE_ENTRIES", 3)
-    monkeypatch.setattr(kv_history, "LOOK_AHEAD_ENTRIES", 2)
-    monkeypatch.setattr(kv_events, "BATCH_BYTES", 200)
-
-
-def run(seed: int, events: int = EVENTS) -> WatchApplication:
-    application = WatchApplication()
+def run(seed: int, events: int = EVENTS) -> EtcdApplication:
+    application = EtcdApplication(frozenset({"watches"}))
     World(seed, events=events, application=application).run()
     return application
 
@@ -64,7 +55,7 @@ def test_known_faults_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(kv_watch.WatchStream, "all_synced", property(lambda self: True))
     else:  # a batch ends anywhere
 
-        def cut(events: Any, filters: int, prev_kv: bool) -> Any:
+        def cut(events: Any, filters: int, prev_kv: bool, bytes_max: int | None = None) -> Any:
             return [kv_events.EventBatch([event], prev_kv) for event in events if not filters]
 
         monkeypatch.setattr(kv_watch, "cut_batches", cut)

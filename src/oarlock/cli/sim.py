@@ -33,7 +33,7 @@ from oarlock.sim.world.markers import markers as all_markers
 from oarlock.sim.world.outcome import MARKER
 from oarlock.sim.world.recording import Recording
 from oarlock.sim.world.shrink import ATTEMPTS_MAX, Shrinker
-from oarlock.sim.world.swarm import CLASSES, draw_swarm
+from oarlock.sim.world.swarm import CLASSES, FEATURES, draw_swarm
 from oarlock.sim.world.world import EVENTS
 
 EXIT_CLEAN = 0
@@ -52,7 +52,12 @@ TRACE_LINES = 120  # of a failure, on the terminal
     show_default=True,
     help="Turns of members while faults strike; what comes after is not counted.",
 )
-@click.option("--off", multiple=True, type=click.Choice(CLASSES), help="A class of faults to leave out; repeatable.")
+@click.option(
+    "--off",
+    multiple=True,
+    type=click.Choice((*CLASSES, *FEATURES)),
+    help="A class of faults, or a feature, to leave out; repeatable.",
+)
 @click.option("--replay", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Run a replay file.")
 @click.option("--digest", is_flag=True, help="Print the digest of the trace, or of all traces, on the last line.")
 @click.option("--trace", is_flag=True, help="Print everything that happened (needs --seed or --replay).")
@@ -310,6 +315,7 @@ def _draw(html: Path, run: Replay, command: str, scenario: str | None) -> None:
     facts = [
         ("run it again", command),
         ("faults", ", ".join(sorted(swarm.classes)) or "none"),
+        ("features", ", ".join(sorted(swarm.features)) or "none"),
         ("where", f"phase {outcome.phase}, turn {outcome.turns}, {recording.moments[-1].at / 1e6:.1f} ms"),
     ]
     texts = [("everything that happened, as text", outcome.trace)]

@@ -86,15 +86,19 @@ class EventBatch:
         return [event.wire(self.prev_kv) for event in self.events]
 
 
-def cut_batches(events: Iterable[WatchEvent], filters: int, prev_kv: bool) -> list[EventBatch]:
-    """The events that pass `filters`, in batches of about `BATCH_BYTES`. A revision is never cut. (BZ-127 is here.)"""
+def cut_batches(
+    events: Iterable[WatchEvent], filters: int, prev_kv: bool, bytes_max: int | None = None
+) -> list[EventBatch]:
+    """The events that pass `filters`, in batches of about `bytes_max`. A revision is never cut. (BZ-127 is here.)"""
+    if bytes_max is None:
+        bytes_max = BATCH_BYTES
     batches: list[EventBatch] = []
     held: list[WatchEvent] = []
     size = 0
     for event in events:
         if filters and filters & (NO_DELETE if event.record is None else NO_PUT):
             continue
-        if size >= BATCH_BYTES and event.main != held[-1].main:
+        if size >= bytes_max and event.main != held[-1].main:
             batches.append(EventBatch(held, prev_kv))
             held, size = [], 0
         held.append(event)

@@ -75,16 +75,20 @@ class Slice:
 
     __slots__ = ("_history", "_walks", "events", "first", "last")
 
-    def __init__(self, history: History, first: int, wanted: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self, history: History, first: int, wanted: Callable[[bytes], bool], bounds: tuple[int, int] | None = None
+    ) -> None:
+        """`bounds` take the place of `SLICE_ENTRIES` and `LOOK_AHEAD_ENTRIES`."""
         self._history = history
         self.first = first
-        limit = SLICE_ENTRIES + LOOK_AHEAD_ENTRIES
+        size, look_ahead = bounds if bounds is not None else (SLICE_ENTRIES, LOOK_AHEAD_ENTRIES)
+        limit = size + look_ahead
         entries = list(history.changes(first, limit=limit))
         end = len(entries)
         if end < limit:
             self.last = history.revision
         else:
-            end = SLICE_ENTRIES
+            end = size
             self.last = entries[end - 1].main
             while end < limit and entries[end].main == self.last:
                 end += 1

@@ -249,6 +249,8 @@ class WatchHub:
         self.on_behind: Callable[[], None] | None = None
         self.stream_bytes_max = stream_bytes_max
         self.total_bytes_max = total_bytes_max
+        self.batch_bytes: int | None = None  # instead of `events.BATCH_BYTES`
+        self.slice_bounds: tuple[int, int] | None = None  # instead of those of `history`
         self.outbox_bytes = 0
         self.watcher_count = 0
         self.events_delivered = 0  # to watchers, counting each of them
@@ -434,14 +436,16 @@ class WatchHub:
                     topic.pending.append(event)
         for topic in touched:
             pending, topic.pending = topic.pending, []
-            batches = cut_batches(pending, topic.filters, topic.prev_kv)
+            batches = cut_batches(pending, topic.filters, topic.prev_kv, self.batch_bytes)
             if batches:
                 for watcher in list(topic.synced):
                     if watcher.next_revision <= pending[0].main:
                         self._give(watcher, batches, self._revision)
                     else:
                         late = [event for event in pending if event.main >= watcher.next_revision]
-                        self._give(watcher, cut_batches(late, topic.filters, topic.prev_kv), self._revision)
+                        self._give(
+                            watcher, cut_batches(late, topic.filters, topic.prev_kv, self.batch_bytes), self._revision
+                        )
         if self._progress:
             for stream in list(self._progress):
                 if stream.all_synced:
@@ -536,7 +540,7 @@ class WatchHub:
 
     def _begin_slice(self) -> None:
         first = next(iter(self._behind)).next_revision
-        part = self._slice = Slice(self._history, first, self._wanted)
+        part = self._slice = Slice(self._history, first, self._wanted, self.slice_bounds)
         # Those who come later have not been asked for what they want: the slice is not for them.
         self._slice_watchers = [w for w in self._behind if first <= w.next_revision <= part.last]
 
@@ -562,10 +566,10 @@ class WatchHub:
                 if watcher.next_revision <= events[0].main:
                     batches = cut.get(topic)
                     if batches is None:
-                        batches = cut[topic] = cut_batches(events, topic.filters, topic.prev_kv)
+                        batches = cut[topic] = cut_batches(events, topic.filters, topic.prev_kv, self.batch_bytes)
                 else:
                     rest = [event for event in events if event.main >= watcher.next_revision]
-                    batches = cut_batches(rest, topic.filters, topic.prev_kv)
+                    batches = cut_batches(rest, topic.filters, topic.prev_kv, self.batch_bytes)
                 if not self._give(watcher, batches, part.last):
                     self._become_blocked(watcher)
                     continue

@@ -1,10 +1,13 @@
-"""Scope H: the production log through every crash of a short life.
+"""Scope H: the production log through every crash of three short lives.
 
-The life: a log is created; four groups of writes are synced (one of several sectors, one that cuts entries, one that
-begins a new segment, one with a snapshot mark and a release). Before each operation that changes the disk the power
-goes, and every dirty sector is old, new, zero or garbage, every size and every name old or new, in every combination.
-Each of these disks must open and hold all that was synced and a part, from the front, of what was being written; must
-take one more write and show it after another start; and must do so, too, if the start itself is interrupted anywhere.
+The first life: a log is created; four groups of writes are synced (one of several sectors, one that cuts entries, one
+that begins a new segment, one with a snapshot mark and a release). In the others the first segment is full, before or
+after a vote is written, and is asked to go before the mark that lets it go is durable.
+
+Before each operation that changes the disk the power goes, and every dirty sector is old, new, zero or garbage, every
+size and every name old or new, in every combination. Each of these disks must open and hold all that was synced and a
+part, from the front, of what was being written; must take one more write and show it after another start; and must do
+so, too, if the start itself is interrupted anywhere.
 
 Then rot: each sector of what was synced is zeroed, and one bit of each flipped. The log must refuse to open, or hold
 everything: a damaged record is never taken for a torn one.
@@ -12,7 +15,7 @@ everything: a damaged record is never taken for a torn one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import product
 from typing import Final
@@ -41,28 +44,44 @@ def _entry(term: int, index: int, size: int) -> Entry:
     return Entry(term, index, 0, bytes([index]) * size)
 
 
-# The four groups, each one sync.
+# The groups of each life, each one sync.
 LIFE: Final = (
     Persist(1, HardState(1, 2, 0), (_entry(1, 1, 40),)),
     Persist(2, None, (_entry(1, 2, 700), _entry(1, 3, 30))),
     Persist(3, HardState(2, 1, 1), (_entry(2, 2, 900), _entry(2, 3, 900))),
     Persist(4, HardState(2, 1, 3), (_entry(2, 4, 1200),), SnapshotMeta(3, 2, GROUP_OF)),
 )
+
+
+def _brim(size: int) -> tuple[Persist, ...]:
+    """An entry of so many bytes, a vote, a mark alone, and more."""
+    return (
+        Persist(1, HardState(1, 2, 0), (_entry(1, 1, size),)),
+        Persist(2, HardState(3, 2, 1)),
+        Persist(3, None, (), SnapshotMeta(1, 1, GROUP_OF)),
+        Persist(4, None, (_entry(3, 2, 40),)),
+    )
+
+
+LIVES: Final = (LIFE, _brim(2900), _brim(3000))  # the mark, and the vote before it, begin the second segment
 ONE_MORE: Final = _entry(3, 5, 600)
 
 
 class Progress:
     """How far a life came: what is synced, and what is being written."""
 
-    def __init__(self) -> None:
+    def __init__(self, life: Sequence[Persist] = LIFE) -> None:
+        self.life = life
         self.synced: list[Persist] = []
         self.writing: list[Persist] = []
 
 
-def live(disk: SimDisk, progress: Progress, groups: int = len(LIFE)) -> WriteAheadLog:
-    """Create a log and write the first `groups` groups."""
+def live(disk: SimDisk, progress: Progress, groups: int | None = None) -> WriteAheadLog:
+    """Create a log and write the first `groups` groups of the life, or all."""
     log = WriteAheadLog.create(disk, PATH, IDENTITY, segment_bytes=SEGMENT_BYTES)
-    for persist in LIFE[:groups]:
+    for persist in progress.life[:groups]:
+        if progress.life is not LIFE and persist.snapshot is not None:
+            log.release(GROUP, persist.snapshot.index)  # too early: it must wait for the mark
         log.append(GROUP, persist.hard_state, persist.entries, snapshot=persist.snapshot)
         progress.writing = [persist]
         log.sync()
@@ -110,7 +129,9 @@ def check(state: GroupState, progress: Progress, where: str) -> None:
     if not any(ledger.same_as(found) for ledger in allowed(progress)):
         raise Violation("WAL", f"{where}: recovered t{found.hard_state.term} mark {found.snapshot.index} terms "
                         f"{found.terms} after {found.base}; synced were {len(progress.synced)} groups")  # fmt: skip
-    written = {entry for persist in (*LIFE, Persist(5, None, (ONE_MORE,))) for entry in persist.entries}
+    written = {
+        entry for life in (*LIVES, (Persist(5, None, (ONE_MORE,)),)) for persist in life for entry in persist.entries
+    }
     for entry in state.entries:
         if entry not in written:
             raise Violation("WAL", f"{where}: entry {entry} has a content that nobody wrote")
@@ -211,7 +232,9 @@ def image(disk: SimDisk) -> tuple[tuple[str, bytes], ...]:
 
 def bounds(*, second: bool) -> str:
     """What a search is limited to, in words."""
-    words = f"{len(LIFE)} groups of writes in segments of {SEGMENT_BYTES} bytes, a crash before each operation"
+    words = (
+        f"two lives of {len(LIFE)} groups of writes in segments of {SEGMENT_BYTES} bytes, a crash before each operation"
+    )
     return words + (", and before each of the start that follows" if second else "")
 
 
@@ -220,33 +243,38 @@ def explore_crashes(*, second: bool = True) -> Report:
     report = Report()
     seen: set[tuple[object, int, int]] = set()
     try:
-        cut = 0
-        while True:
-            disk, progress = SimDisk(), Progress()
-            disk.cut_at = cut
-            try:
-                live(disk, progress).close()
-                over = True
-            except PowerCut:
-                over = False
-            where = f"power lost before operation {cut}"
-            for left in outcomes(disk):
-                report.transitions += 1
-                key = (image(left), len(progress.synced), len(progress.writing))
-                if key in seen:
-                    continue
-                seen.add(key)
-                _restart_everywhere(left, progress, where, report, second=second)
-            if over:
-                break
-            cut += 1
-        report.depth = cut
-        _rot(report)
+        for life in LIVES:
+            _explore_life(life, seen, report, second=second)
+            _rot(life, report)
         report.exhausted = True
     except Violation as violation:
         report.violation, report.invariant = str(violation), violation.name
     report.states = len(seen)
     return report
+
+
+def _explore_life(life: Sequence[Persist], seen: set[tuple[object, int, int]], report: Report, *, second: bool) -> None:
+    cut = 0
+    while True:
+        disk, progress = SimDisk(), Progress(life)
+        disk.cut_at = cut
+        try:
+            live(disk, progress).close()
+            over = True
+        except PowerCut:
+            over = False
+        where = f"power lost before operation {cut} of life {LIVES.index(life) + 1}"
+        for left in outcomes(disk):
+            report.transitions += 1
+            key = (image(left), len(progress.synced), len(progress.writing))
+            if key in seen:
+                continue
+            seen.add(key)
+            _restart_everywhere(left, progress, where, report, second=second)
+        if over:
+            break
+        cut += 1
+    report.depth = max(report.depth, cut)
 
 
 def _restart_everywhere(disk: SimDisk, progress: Progress, where: str, report: Report, *, second: bool) -> None:
@@ -294,7 +322,7 @@ def _go_on(disk: SimDisk, progress: Progress, where: str) -> None:
     check(state, progress, where)
     if log is None:
         log = WriteAheadLog.create(disk, PATH, IDENTITY, segment_bytes=SEGMENT_BYTES)
-    extra = Entry(max(3, state.hard_state.term), state.last_index + 1, 0, ONE_MORE.payload)
+    extra = Entry(max(3, state.hard_state.term + 1), state.last_index + 1, 0, ONE_MORE.payload)
     log.append(GROUP, HardState(extra.term, 0, state.hard_state.commit), (extra,))
     log.sync()
     disk.power_loss(_Old())  # type: ignore[arg-type]
@@ -313,10 +341,10 @@ class _Old:
         return bytes(count)
 
 
-def _rot(report: Report) -> None:
+def _rot(life: Sequence[Persist], report: Report) -> None:
     """Damage to what was synced and closed is rot, wherever it is."""
-    for groups in range(1, len(LIFE) + 1):
-        disk, progress = SimDisk(), Progress()
+    for groups in range(1, len(life) + 1):
+        disk, progress = SimDisk(), Progress(life)
         live(disk, progress, groups).close()
         for name in disk.listdir(PATH):
             if name.endswith(".wal"):

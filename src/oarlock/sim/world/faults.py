@@ -392,6 +392,11 @@ class Faults:
         if process is not None:
             self._set_rate(process, 1_000_000 - limit + draw.draw(2 * limit + 1))
 
+    def skew(self, process: Process, *, slow: bool) -> None:
+        """A clock at the end of what clocks may be."""
+        limit = self._drift_limit(self._world.choices.stream("fault/skew"))
+        self._set_rate(process, 1_000_000 - limit if slow else 1_000_000 + limit)
+
     def _drift_limit(self, draw: Stream) -> int:
         """Millionths: within what the configuration allows when leases are in use; wild otherwise."""
         swarm = self._world.swarm

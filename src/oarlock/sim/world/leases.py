@@ -1,7 +1,7 @@
 """Leases in the simulated world: holders that are granted leases and renew them, and the LEASE checker.
 
-`LeaseApplication` is the key-value machine with the keeper of leases and the auditor at work. The checker knows the
-world's own time and what holders were told; it shares nothing with the keeper:
+The keeper of leases and the auditor are at work. The checker knows the world's own time and what holders were told; it
+shares nothing with the keeper:
 
 - a lease that was granted or renewed does not end before its TTL has passed since the holder asked, on the fastest
   clock that any member ever had;
@@ -18,26 +18,18 @@ from typing import TYPE_CHECKING, Any, Final
 from oarlock.errors import Outcome
 from oarlock.machines.base import Context
 from oarlock.machines.kv import commands as kv
-from oarlock.machines.kv.commands_alarm import AlarmResult, AuditMark, AuditReport
-from oarlock.machines.kv.commands_lease import (
-    LeaseDone,
-    LeaseExpire,
-    LeaseGrant,
-    LeaseGranted,
-    LeaseRenew,
-    LeaseRevoke,
-    LeaseTick,
-)
+from oarlock.machines.kv.commands_alarm import AuditMark, AuditReport
+from oarlock.machines.kv.commands_lease import LeaseExpire, LeaseGrant, LeaseRenew, LeaseRevoke, LeaseTick
 from oarlock.machines.kv.machine import KvMachine
 from oarlock.node.replica import events as ev
 from oarlock.node.replica.sessions import plain
 from oarlock.sim.invariants import Violation
-from oarlock.sim.world.application import KvApplication, WorldMachine
-from oarlock.sim.world.choices import Stream
-from oarlock.sim.world.model import Model, Plain, _Version, encode_kv, plain_result
-from oarlock.sim.world.workload import KvAsker, Op
+from oarlock.sim.world.application import WorldMachine
+from oarlock.sim.world.model import Model, Plain, _Version, encode_kv
+from oarlock.sim.world.workload import Op
 
 if TYPE_CHECKING:
+    from oarlock.sim.world.features import EtcdApplication
     from oarlock.sim.world.process import Process
     from oarlock.sim.world.world import World
 
@@ -107,10 +99,10 @@ class LeaseChecker:
 class LeaseModel(Model):
     """The reference with leases: which keys are attached to which, and what their ends delete."""
 
-    def __init__(self, checker: LeaseChecker) -> None:
-        super().__init__()
-        self._checker = checker
-        self._leases: dict[int, tuple[int, int]] = {}  # TTL in s, ceiling in ns
+    def __init__(self, application: Any) -> None:
+        super().__init__(application)
+        self._checker: LeaseChecker = application.checker
+        self.leases: dict[int, tuple[int, int]] = {}  # TTL in s, ceiling in ns
         self._clock = 0
         self._term = 0
         self._attached: dict[tuple[bytes, tuple[int, int]], int] = {}  # key and place of a version -> lease
@@ -120,21 +112,26 @@ class LeaseModel(Model):
         self._term = context.term
         return super().apply(commands, context)
 
-    def _execute(self, data: bytes) -> Plain:
-        try:
-            command = kv.decode(data)
-        except ValueError:
-            return super()._execute(data)
-        if isinstance(command, kv.Put) and command.lease and command.lease not in self._leases:
+    def _run(self, command: Any) -> Plain:
+        if isinstance(command, kv.Put) and command.lease and command.lease not in self.leases:
             return ("refused", int(kv.KvError.LEASE_NOT_FOUND), self.revision)
         if isinstance(command, AuditMark | AuditReport):
             return ("compacted", self.revision)
         if isinstance(command, LeaseGrant | LeaseRevoke | LeaseTick | LeaseRenew | LeaseExpire):
             return self._lease(command)
-        return super()._execute(data)
+        return super()._run(command)
+
+    def _keys_of(self, lease: int) -> list[bytes]:
+        """What hangs on a lease, ascending."""
+        found = []
+        for key in sorted(self._keys):
+            latest = self._latest(key)
+            if latest and self._attached.get((key, latest.place)) == lease:
+                found.append(key)
+        return found
 
     def _lease(self, command: Any) -> Plain:
-        leases = self._leases
+        leases = self.leases
         if isinstance(command, LeaseGrant):
             if command.id in leases:
                 return ("refused", int(kv.KvError.LEASE_EXISTS), self.revision)
@@ -161,14 +158,12 @@ class LeaseModel(Model):
         return ("compacted", self.revision)
 
     def _end(self, lease: int, *, expired: bool) -> None:
-        del self._leases[lease]
-        sub = 0
-        for key in sorted(self._keys):
-            latest = self._latest(key)
-            if latest and self._attached.get((key, latest.place)) == lease:
-                self._keys[key].append(_Version((self.revision + 1, sub), 0, 0, b""))
-                sub += 1
-        self.revision += bool(sub)
+        del self.leases[lease]
+        keys = self._keys_of(lease)
+        for sub, key in enumerate(keys):
+            self._keys[key].append(_Version((self.revision + 1, sub), 0, 0, b""))
+            self._deleted(key)
+        self.revision += bool(keys)
         self._checker.end(lease, expired)
 
     def _op(self, op: Any) -> Plain:
@@ -218,44 +213,14 @@ class LeaseWorldMachine(WorldMachine):
         return self._kv.audit_report_command(member, index, digest)
 
 
-class LeaseApplication(KvApplication):
-    """The key-value machine with clients that hold leases."""
-
-    name = "leases"
-    wrapper = LeaseWorldMachine
-
-    def __init__(self) -> None:
-        self.checker = LeaseChecker()
-        self.holders: list[Holder] = []
-
-    def reference(self) -> Model:
-        return LeaseModel(self.checker)
-
-    def asker(self, world: World, client: int, draw: Stream) -> KvAsker:
-        if not self.holders:
-            self.checker.world = world
-            self.holders = [Holder(world, self.checker, number) for number in range(1, HOLDERS + 1)]
-        return super().asker(world, client, draw)
-
-    def plain(self, result: object) -> Plain:
-        if isinstance(result, LeaseGranted | LeaseDone | AlarmResult):
-            return ("compacted", result.revision)
-        return plain_result(result)
-
-    def validate(self, machine: KvMachine) -> None:
-        super().validate(machine)
-        found = machine.alarms.active()
-        if found:
-            raise Violation("HASH", f"members were found to differ: {found}")
-
-
 class Holder:
     """Is granted a lease, attaches keys, renews it for a while, then leaves or revokes it; and again."""
 
-    def __init__(self, world: World, checker: LeaseChecker, number: int) -> None:
+    def __init__(self, world: World, application: EtcdApplication, number: int) -> None:
         self.world = world
         self.stopped = False
-        self._checker = checker
+        self._application = application
+        self._checker = application.checker
         self._number = number
         self._draw = world.choices.stream(f"holder/{number}")
         self._lease = 0
@@ -268,7 +233,7 @@ class Holder:
         self._think()
 
     def _think(self) -> None:
-        self.world.later(SECOND // 10 + self._draw.draw(SECOND), self._next)
+        self.world.later(SECOND // 20 + self._draw.draw(SECOND // 2), self._next)
 
     def _process(self) -> Process | None:
         up = [p for p in self.world.up() if not p.witness]
@@ -303,7 +268,8 @@ class Holder:
             self._renew(process)
 
     def _submit(self, process: Process, command: kv.Command, what: str) -> None:
-        process.submit(_HolderOp(self, what, self._lease, self._ttl), [plain(kv.encode(command))])
+        op = _HolderOp(self, what, self._lease, self._ttl)
+        process.submit(op, [plain(self._application.signed(kv.encode(command)))])
 
     def _renew(self, process: Process) -> None:
         lease, ttl, asked_at = self._lease, self._ttl, self.world.now
@@ -340,5 +306,5 @@ class _HolderOp(Op):
         self.granted = False
 
     def answered(self, process: Process, number: int, result: Plain) -> None:
-        self.granted = result[0] != "refused"
+        self.granted = result[0] not in ("refused", "denied")
         super().answered(process, number, result)

@@ -19,6 +19,9 @@ from oarlock.sim.world.session_model import ESCAPED, FIRST_PLAIN, PUBLISH, SESSI
 Plain: TypeAlias = Any
 """A result as nested tuples of plain values."""
 
+DENIED: Plain = ("denied",)
+"""The result of what somebody asked for without the right to it."""
+
 
 def encode_kv(key: bytes, create: int, mod: int, version: int, value: bytes) -> bytes:
     """`mvccpb.KeyValue` in protobuf's encoding."""
@@ -53,7 +56,8 @@ class _Version:
 class Model:
     """State after all committed entries so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, application: Any = None) -> None:
+        """`application` is for those who extend it."""
         self.revision = 1
         self.compacted = -1
         self.index = 0
@@ -105,6 +109,9 @@ class Model:
             command = kv.decode(data)
         except ValueError:
             return ("refused", int(kv.KvError.MALFORMED), self.revision)
+        return self._run(command)
+
+    def _run(self, command: Any) -> Plain:
         if isinstance(command, kv.Compact):
             if command.revision <= self.compacted:
                 return ("refused", int(kv.KvError.COMPACTED), self.revision)
@@ -195,6 +202,9 @@ class Model:
         shown = found[: op.limit] if op.limit > 0 else found
         return ("range", now, tuple(shown), len(shown) < len(found), len(found))
 
+    def _deleted(self, key: bytes) -> None:
+        """A key was deleted, at the next revision, by something other than a command of its own."""
+
     def digest(self) -> bytes:
         """The machine's digest is its own affair: members are compared with each other, and by what they answer."""
         return b""
@@ -205,6 +215,14 @@ class Model:
         """What a member that has applied exactly `index` answers to a read of the present."""
         at = self.revisions[index]
         return self._range(op, at, at)
+
+    def deleted_at(self, revision: int) -> list[bytes]:
+        """Keys whose last change is their deletion at this revision, ascending."""
+        return sorted(
+            key
+            for key, versions in self._keys.items()
+            if versions[-1].place[0] == revision and not versions[-1].version
+        )
 
     def _matching(self, key: bytes, end: bytes) -> list[bytes]:
         if not end:

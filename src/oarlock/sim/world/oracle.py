@@ -42,7 +42,7 @@ from oarlock.sim.failures import Violation
 from oarlock.sim.invariants import quorum_holds
 from oarlock.sim.world.application import Application
 from oarlock.sim.world.ledger import Ledger
-from oarlock.sim.world.model import Plain
+from oarlock.sim.world.model import DENIED, Plain
 from oarlock.storage import GroupState
 
 if TYPE_CHECKING:
@@ -639,7 +639,7 @@ class Oracle:
         actual = self.application.plain(result)
         if actual != expected:
             raise Violation(
-                "LIN",
+                _whose(actual, expected, "LIN"),
                 f"command {key[2]} of member {key[0]}{self._command_text(key)} was told {actual}, must be {expected}",
             )
         if key in self.denied:
@@ -674,9 +674,15 @@ class Oracle:
             raise Violation("READ", f"member {node} reads at {applied}; {asked_at} was committed when the read began")
         actual, expected = self.application.plain(result), self.model.read(question, applied)
         if actual != expected:
-            raise Violation("READ", f"member {node} at {applied} reads {actual}, must be {expected}")
+            name = _whose(actual, expected, "READ")
+            raise Violation(name, f"member {node} at {applied} reads {actual}, must be {expected}: {question}")
         self.acknowledged = max(self.acknowledged, applied)
         self.reads += 1
+
+
+def _whose(actual: Plain, expected: Plain, otherwise: str) -> str:
+    """The invariant that an answer breaks: who was answered, or refused, against their rights says AUTH."""
+    return "AUTH" if DENIED in (actual, expected) else otherwise
 
 
 def _describe(ledger: Ledger) -> str:

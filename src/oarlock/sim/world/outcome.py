@@ -13,9 +13,10 @@ from oarlock.errors import ConfigurationError
 from oarlock.sim.failures import Violation
 from oarlock.sim.world.application import Application
 from oarlock.sim.world.choices import Edits
+from oarlock.sim.world.features import EtcdApplication
 from oarlock.sim.world.markers import watching
 from oarlock.sim.world.recording import Recording
-from oarlock.sim.world.swarm import CLASSES
+from oarlock.sim.world.swarm import CLASSES, FEATURES
 from oarlock.sim.world.trace import trace_text
 from oarlock.sim.world.world import EVENTS, TRACE_KEPT, World
 
@@ -71,7 +72,7 @@ class Replay(msgspec.Struct, kw_only=True, frozen=True):
             raise ConfigurationError(f"{name} is not a replay file: {error}") from error
         if replay.format != REPLAY_FORMAT:
             raise ConfigurationError(f"{name} has format {replay.format}; this version reads {REPLAY_FORMAT}")
-        unknown = sorted(set(replay.off) - set(CLASSES))
+        unknown = sorted(set(replay.off) - {*CLASSES, *FEATURES})
         if unknown:
             raise ConfigurationError(f"{name} turns off {', '.join(unknown)}, which this version does not have")
         return replay
@@ -174,5 +175,6 @@ def statistics(world: World) -> dict[str, Any]:
         "removed": len(oracle.configuration.removed),
         "broken": sum(bool(p.broken) for p in world.processes.values()),
         "done": int(world.phase == "done"),
+        **(world.application.told() if isinstance(world.application, EtcdApplication) else {}),
         **{f"fault.{name}": count for name, count in sorted(world.faults.struck.items())},
     }

@@ -144,6 +144,16 @@ class Process:
         return self.member is not None and self.member.raft.is_leader
 
     @property
+    def syncing(self) -> bool:
+        """Whether a sync of its log is under way."""
+        return bool(self._group)
+
+    @property
+    def saving(self) -> bool:
+        """Whether it writes a snapshot or a checkpoint."""
+        return bool(self._lanes[0])
+
+    @property
     def wants_turn(self) -> bool:
         """Whether it has something to do and could do it now."""
         return self._turn_due and self.member is not None and self.world.now >= self.paused_until

@@ -18,7 +18,7 @@ from oarlock.sim.failures import Violation
 from oarlock.sim.world.application import Application
 from oarlock.sim.world.choices import Choices, Edits
 from oarlock.sim.world.outcome import Outcome, Replay, run_replay
-from oarlock.sim.world.swarm import CLASSES, Swarm, draw_swarm
+from oarlock.sim.world.swarm import CLASSES, FEATURES, Swarm, draw_swarm
 
 ATTEMPTS_MAX = 600  # runs that shrinking may take, unless told otherwise
 EVENTFUL = ("fault/", "client/", "crash", "net/fate", "net/ghost")  # choices of what happens at all
@@ -81,7 +81,7 @@ class Shrinker:
         return self.best
 
     def _drop_classes(self) -> None:
-        present = [name for name in CLASSES if name in self._classes()]
+        present = [name for name in (*FEATURES, *CLASSES) if name in self._classes()]
         size = len(present)
         while size:
             for start in range(0, len(present), size):
@@ -91,7 +91,8 @@ class Shrinker:
             size //= 2
 
     def _classes(self) -> frozenset[str]:
-        return self._swarm(self.best.edits).classes
+        swarm = self._swarm(self.best.edits)
+        return swarm.classes | swarm.features
 
     def _swarm(self, edits: Edits) -> Swarm:
         return draw_swarm(Choices(self.best.seed, edits or None), frozenset(self.best.off))

@@ -31,6 +31,9 @@ CLASSES: tuple[str, ...] = (
 )  # fmt: skip
 """Every class of fault or of unruly use, as `off` and a replay file name them."""
 
+WATCHES, LEASES, AUTH = FEATURES = ("watches", "leases", "auth")
+"""What the key-value machine's clients use beside keys: each in a part of the seeds. `off` names them, too."""
+
 VOTERS = ((1, 5), (2, 5), (3, 45), (4, 10), (5, 25), (6, 5), (7, 5))  # (how many, per cent)
 
 
@@ -39,6 +42,7 @@ class Swarm:
     """The configuration of one seed. Times in ns, intervals and probabilities already scaled."""
 
     classes: frozenset[str]
+    features: frozenset[str]
     voters: int
     learners: int
     witnesses: int
@@ -104,7 +108,7 @@ _RARE = {
 
 
 def draw_swarm(choices: Choices, off: frozenset[str]) -> Swarm:
-    """The world of this seed, without the classes in `off`."""
+    """The world of this seed, without the classes and features in `off`."""
     draw = choices.stream("swarm")
     mood = draw.draw(100)
     coins = [name for name in CLASSES if choices.stream(f"swarm/{name}").draw(_ONE_IN.get(name, 2)) == 1]
@@ -136,6 +140,7 @@ def draw_swarm(choices: Choices, off: frozenset[str]) -> Swarm:
     tail = 0 if draw.draw(5) == 0 else draw.scaled(1, 80)
     swarm = Swarm(
         classes=classes,
+        features=frozenset(name for name in FEATURES if choices.draw(f"swarm/{name}", 3) == 2) - off,
         voters=voters,
         learners=(0, 0, 0, 1, 2)[draw.draw(5)],
         witnesses=1 if voters >= 3 and draw.draw(8) == 7 else 0,

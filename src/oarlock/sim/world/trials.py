@@ -44,6 +44,10 @@ DEAF_TIMEOUTS: Final = 8  # in which one member does not hear the leader
 TOLD_TIMEOUTS: Final = 4  # until who asked for a handover to a dead member is told that it failed
 IDLE_TIMEOUTS: Final = 8  # before a member comes back: a leader may have let go of its whole log by then
 STRANDED_TIMEOUTS: Final = 12  # for a successor of a leader that is cut off, and for what is written there
+LEASES_TIMEOUT_MIN: Final = 150_000_000  # with shorter ones it would take a great many heartbeats
+LEASES_PERIOD_NS: Final = 1_000_000_000  # less than any TTL
+LEASES_NS_MAX: Final = 20_000_000_000  # the longest TTL and half of it again, of which handovers may lose as much
+CHECKPOINT_TIMEOUTS: Final = 6  # by then a durable machine has written down what it applied
 STALE_TIMEOUTS: Final = 3
 STALE_READS: Final = 36
 COMEBACK_WRITES_MAX: Final = 80
@@ -64,9 +68,17 @@ class Trials:
 
     def chosen(self) -> Iterator[str]:
         """One after the other; whether the group can be put to it is asked when its turn has come."""
+        choices = self._world.choices
+        if self._able("leases"):
+            yield "leases"
         for number, first in enumerate(self._first):
             if number == 0 and self._world.swarm.lease_reads:
                 first = KINDS.index("stale_reads")
+            elif choices.draw("trial/apt", 2):
+                apt = [kind for kind in KINDS if kind not in self.ran and self._apt(kind) and self._able(kind)]
+                if apt:
+                    yield apt[choices.draw("trial/which apt", len(apt))]
+                    continue
             for kind in (*KINDS[first:], *KINDS[:first]):
                 if kind not in self.ran and self._able(kind):
                     yield kind
@@ -76,6 +88,19 @@ class Trials:
         """Raises `Violation` if the group fails."""
         self.ran.append(kind)
         getattr(self, f"_{kind}")()
+
+    def _apt(self, kind: str) -> bool:
+        """Whether this world is one of the few in which the trial can show what it is for."""
+        swarm = self._world.swarm
+        shut_out = swarm.pre_vote and swarm.check_quorum
+        sends_snapshots = swarm.tail_entries <= swarm.snapshot_entries
+        return {
+            "hub": shut_out and len(self._voters()) >= 4,  # the hub and whoever leads are no majority
+            "deaf": shut_out,
+            "elections": swarm.pre_vote,
+            "stranded": sends_snapshots,
+            "comeback": sends_snapshots and swarm.durable_machine,
+        }.get(kind, False)
 
     def _able(self, kind: str) -> bool:
         world, swarm = self._world, self._world.swarm
@@ -92,6 +117,9 @@ class Trials:
             if kind == "removal" and not (self._alike() and len(voters) >= 2):
                 return False
             return any(self._spare(process) for process in world.members())
+        if kind == "leases":
+            held = getattr(world.oracle.model, "leases", ())
+            return bool(held) and self._alike() and len(voters) >= 2 and swarm.timeout >= LEASES_TIMEOUT_MIN
         if kind == "handover":
             return self._alike() and len(voters) >= 2
         if kind == "slow_disks":
@@ -171,6 +199,23 @@ class Trials:
                 "ELT", f"{HANDOVER_ATTEMPTS} times leadership was to go to {target.id}, a healthy member, and did not: "
                 f"{world.picture()}"
             )  # fmt: skip
+
+    def _leases(self) -> None:
+        """Nobody renews any more, and leadership goes round more often than any TTL: leases end all the same."""
+        world = self._world
+        model = world.oracle.model
+        deadline = world.now + LEASES_NS_MAX
+        while model.leases:
+            if world.now > deadline:
+                raise Violation(
+                    "LEASE", f"nobody renews {sorted(model.leases)}, and they last for {LEASES_NS_MAX} ns already"
+                )
+            leader = world.leader()
+            others = [p for p in self._voters() if p is not leader]
+            if leader is not None and others:
+                leader.transfer(others[world.choices.draw("trial/target", len(others))].id)
+            rounds = -(-LEASES_PERIOD_NS // world.swarm.timeout)
+            world.advance(lambda: not model.leases, rounds)
 
     def _slow_disks(self) -> None:
         """All disks but the leader's take longer than an election timeout: it goes on leading all the same."""
@@ -277,7 +322,7 @@ class Trials:
         if not others:
             return
         away = others[world.choices.draw("trial/target", len(others))]
-        cut = world.choices.draw("trial/cut off", 2) == 1
+        cut = self._apt("comeback") or world.choices.draw("trial/cut off", 2) == 1
         if cut:  # it lives, and is still writing its state down when a newer one comes
             rest = [node for node in sorted(world.processes) if node != away.id]
             world.network.cut |= {(away.id, node) for node in rest} | {(node, away.id) for node in rest}
@@ -306,6 +351,21 @@ class Trials:
         away.start()
         for process in (leader, away):
             world.later(6 * world.swarm.timeout, self._quick_again, process)
+        if cut and away.machine is not None and away.machine.durable:
+            self._checkpointed_again(away)
+
+    def _checkpointed_again(self, process: Process) -> None:
+        """A member that was restored while it wrote its state down writes it down again, loses power, and holds it."""
+        world = self._world
+        self._wait(lambda: not process.saving, IDLE_TIMEOUTS + 8)
+        process.job_extra = 0
+        for _ in range(2):
+            asked = Persistent(world.clients[0])
+            asked.wait_for(process, plain(world.application.serving(3, process.id)))
+            self._wait(lambda asked=asked: asked.left == 0, IDLE_TIMEOUTS)  # type: ignore[misc]
+            self._wait(lambda: False, CHECKPOINT_TIMEOUTS)
+        process.die(power=True)
+        process.start()
 
     def _removal(self) -> None:
         """A member that is down is removed, comes back, and never hears of it: it disturbs nobody. (diss. 4.2.3)"""
@@ -338,7 +398,7 @@ class Trials:
         rest = [node for node in sorted(world.processes) if node != old.id]
         old.sync_extra = (STRANDED_TIMEOUTS + 4) * timeout
         world.network.cut |= {(old.id, node) for node in rest} | {(node, old.id) for node in rest}
-        many = world.choices.draw("trial/many", 2) == 1
+        many = self._apt("stranded") or world.choices.draw("trial/many", 2) == 1
         count = min(COMEBACK_WRITES_MAX, 2 * world.swarm.snapshot_entries + 6) if many else 4
         for number in range(count):
             command = plain(world.application.serving(2, number))
@@ -356,42 +416,66 @@ class Trials:
         if leader is not None and leader is not old:
             # An answer of the old one would wait for its disk: only a new connection makes its successor try again.
             world.network.connected(leader.id, old.id)
-        self._wait(lambda: False, 2)
-        old.sync_extra = 0
+        old.sync_extra = 0  # but what is under way takes its time: what comes meanwhile is not what that vouches for
+        self._load(max(1, timeout // 8))
+        self._wait(lambda: not old.syncing, STRANDED_TIMEOUTS + 4)
+        self._wait(lambda: False, 1)
+        self._loading = False
 
     def _stale_reads(self) -> None:
-        """Reads where news comes late: at a follower that lags, at a leader that is deposed and does not hear of it.
+        """Reads where news comes late: at a follower that lags, or, with leases, at a leader that does not hear that it
+        was deposed, while its clock is as slow and those of the others as fast as clocks may be.
 
         What they show is the oracle's business.
         """
         world = self._world
-        network, swarm = world.network, world.swarm
-        timeout = swarm.timeout
-        old = self._leader()
-        others = [p for p in self._voters() if p is not old]
-        rest = [node for node in sorted(world.processes) if node != old.id]
-        incoming = {(node, old.id) for node in rest}
-        kind = world.choices.draw("trial/stale", 3) if swarm.lease_reads else 0
-        at = old
-        if kind == 0:
+        if not world.swarm.lease_reads:
+            others = [p for p in self._voters() if not p.leads]
             at = others[world.choices.draw("trial/target", len(others))]
-            network.clogged[old.id, at.id] = world.now + 2 * timeout
-        elif kind == 1:
-            # The answers that its lease rests on are under way for nearly as long as the others are patient.
-            for node in rest:
-                network.clogged[node, old.id] = world.now + 7 * timeout // 8
-            world.later(timeout // 4, self._cut, incoming | {(old.id, node) for node in rest})
-        else:
-            # It hands over, and does not hear that its successor was elected.
-            old.transfer(others[world.choices.draw("trial/target", len(others))].id)
-            world.later(1 + swarm.cpu * 2 + swarm.latency_min + swarm.latency_mean // 2, self._cut, incoming)
+            world.network.clogged[self._leader().id, at.id] = world.now + 2 * world.swarm.timeout
+            self._read_and_write(at)
+            return
+        for scene in (self._late_answers, self._unheard_handover):
+            if not self._able("stale_reads"):
+                return
+            old = self._leader()
+            for process in world.processes.values():
+                world.faults.skew(process, slow=process is old)
+            scene(old)
+            self._read_and_write(old)
+            for process in world.processes.values():
+                process.clock.thaw(world.now)
+                process.wake_if_up()
+            if not self._wait(world.settled, HUB_TIMEOUTS):
+                return
+
+    def _late_answers(self, old: Process) -> None:
+        """The answers that its lease rests on are under way for nearly as long as the others are patient."""
+        world = self._world
+        rest = [node for node in sorted(world.processes) if node != old.id]
+        for node in rest:
+            world.network.clogged[node, old.id] = world.now + 7 * world.swarm.timeout // 8
+        links = {(node, old.id) for node in rest} | {(old.id, node) for node in rest}
+        world.later(world.swarm.timeout // 4, self._cut, links)
+
+    def _unheard_handover(self, old: Process) -> None:
+        """It hands over, and does not hear that its successor was elected."""
+        world, swarm = self._world, self._world.swarm
+        others = [p for p in self._voters() if p is not old]
+        old.transfer(others[world.choices.draw("trial/target", len(others))].id)
+        incoming = {(node, old.id) for node in sorted(world.processes) if node != old.id}
+        world.later(1 + swarm.cpu * 2 + swarm.latency_min + swarm.latency_mean // 2, self._cut, incoming)
+
+    def _read_and_write(self, at: Process) -> None:
+        """Reads at one member, writes at whoever leads, side by side for a while; then the network is well again."""
+        world = self._world
         for turn in range(STALE_READS):
-            when = turn * STALE_TIMEOUTS * timeout // STALE_READS
+            when = turn * STALE_TIMEOUTS * world.swarm.timeout // STALE_READS
             world.later(when, self._read_at, at)
             world.later(when, self._write_at, (None, plain(world.application.serving(2, turn))))
         self._wait(lambda: False, STALE_TIMEOUTS)
-        network.cut.clear()
-        network.clogged.clear()
+        world.network.cut.clear()
+        world.network.clogged.clear()
 
     def _cut(self, links: set[tuple[int, int]]) -> None:
         self._world.network.cut |= links

@@ -1,9 +1,9 @@
 """Watches in the simulated world: clients that watch, slowly, move between members and resume, and the WATCH checker.
 
-`WatchApplication` is the key-value machine with followers. A follower is one client's watch across everything that
-happens to members: it reads when it likes, leaves a member or loses it, and goes on with another one from the revision
-after the last that it was told. What it was told is judged by `oarlock.check.watch` against the committed log as the
-reference plays it; at the end everybody reads on, and nothing may be missing.
+A follower is one client's watch across everything that happens to members: it reads when it likes, leaves a member or
+loses it, and goes on with another one from the revision after the last that it was told. What it was told is judged
+by `oarlock.check.watch` against the committed log as the reference plays it; at the end everybody reads on, and
+nothing may be missing.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ from oarlock.machines.kv.events import NO_DELETE, NO_PUT, WatchEvent
 from oarlock.machines.kv.machine import KvMachine
 from oarlock.machines.kv.watch import ALL, Delivery, Kind, WatchStream
 from oarlock.sim.failures import Violation
-from oarlock.sim.world.application import KvApplication
-from oarlock.sim.world.choices import Stream
-from oarlock.sim.world.model import Model, Plain
-from oarlock.sim.world.workload import KvAsker
+from oarlock.sim.world.model import Model, Plain, _Version
 
 if TYPE_CHECKING:
+    from oarlock.sim.world.features import EtcdApplication
     from oarlock.sim.world.process import Process
     from oarlock.sim.world.world import World
 
-FOLLOWERS: Final = 6
+FOLLOWERS: Final = 4
 OUTBOX_BYTES: Final = (1, 500, 3000, 1 << 20)
 READ_BYTES: Final = (1, 400, 1 << 20)
-SECOND: Final = 10**9
+BATCH_BYTES: Final = 200  # histories of a simulation are short: so are batches and slices
+SLICE_BOUNDS: Final = (3, 2)
 DRAIN_STEPS: Final = 100_000
 
 
 class WatchModel(Model):
     """The reference, which also writes down what its watchers should see."""
 
-    def __init__(self, history: EventHistory) -> None:
-        super().__init__()
-        self.history = history
+    def __init__(self, application: Any) -> None:
+        super().__init__(application)
+        self.history: EventHistory = application.history
 
     def _op(self, op: Any) -> Plain:
         if isinstance(op, kv.Txn):
@@ -54,59 +53,31 @@ class WatchModel(Model):
             if version.place[0] == main and version.place[1] >= sub:
                 changed.append((version.place[1], key, version))
         for _, key, version in sorted(changed, key=lambda change: change[0]):
-            before = self._latest(key, main - 1)
-            creates = bool(version.version) and version.create == main
-            self.history.append(
-                WatchedEvent(
-                    main,
-                    key,
-                    self._encode(key, version) if version.version else None,
-                    creates,
-                    None if before is None or creates else self._encode(key, before),
-                )
-            )
+            self._happened(main, key, version)
         return result
 
+    def _deleted(self, key: bytes) -> None:
+        super()._deleted(key)
+        self._happened(self.revision + 1, key, self._keys[key][-1])
 
-class WatchApplication(KvApplication):
-    """The key-value machine with followers."""
-
-    name = "watches"
-
-    def __init__(self) -> None:
-        self.history = EventHistory()
-        self.model = WatchModel(self.history)
-        self.followers: list[Follower] = []
-
-    def reference(self) -> Model:
-        return self.model
-
-    def asker(self, world: World, client: int, draw: Stream) -> KvAsker:
-        if not self.followers:
-            self.followers = [Follower(world, self, number) for number in range(1, FOLLOWERS + 1)]
-        return super().asker(world, client, draw)
-
-    def validate(self, machine: KvMachine) -> None:
-        """Asked of every member at the end of a run: those who follow it, or nobody, are told the rest."""
-        super().validate(machine)
-        for follower in self.followers:
-            follower.finish(machine)
-
-    def told(self) -> dict[str, int]:
-        """What happened, for a test that wants to know that something did."""
-        return {
-            "events": sum(follower.events for follower in self.followers),
-            "moves": sum(follower.moves for follower in self.followers),
-            "compacted": sum(follower.compacted for follower in self.followers),
-            "progress": sum(follower.progress for follower in self.followers),
-            "fell behind": sum(follower.fell_behind for follower in self.followers),
-        }
+    def _happened(self, main: int, key: bytes, version: _Version) -> None:
+        before = self._latest(key, main - 1)
+        creates = bool(version.version) and version.create == main
+        self.history.append(
+            WatchedEvent(
+                main,
+                key,
+                self._encode(key, version) if version.version else None,
+                creates,
+                None if before is None or creates else self._encode(key, before),
+            )
+        )
 
 
 class Follower:
     """See the module. One of them watches one thing at a time."""
 
-    def __init__(self, world: World, application: WatchApplication, number: int) -> None:
+    def __init__(self, world: World, application: EtcdApplication, number: int) -> None:
         self._world = world
         self._application = application
         self._number = number
@@ -124,7 +95,8 @@ class Follower:
         self._think()
 
     def _think(self) -> None:
-        self._world.later(SECOND // 50 + self._draw.draw(SECOND // 2), self._act)
+        timeout = self._world.swarm.timeout
+        self._world.later(timeout // 8 + self._draw.draw(timeout), self._act)
 
     def _act(self) -> None:
         if self._finished:
@@ -133,6 +105,9 @@ class Follower:
         draw = self._draw
         if self._lost() or draw.draw(20) == 19:
             self._leave()
+            if draw.draw(3) == 2:
+                self._checker = None  # it has seen enough of this, and wants something else
+                self._waiting.clear()
             up = [p for p in self._world.up() if p.machine is not None]
             if up:
                 process = up[draw.draw(len(up))]
@@ -168,6 +143,7 @@ class Follower:
         self._machine, self._process = machine, process
         self._life = process.life if process is not None else 0
         machine.watches.stream_bytes_max = OUTBOX_BYTES[draw.draw(len(OUTBOX_BYTES))]
+        machine.watches.batch_bytes, machine.watches.slice_bounds = BATCH_BYTES, SLICE_BOUNDS
         self._stream = machine.watches.stream(_nothing)
         if self._checker is None:
             self._begin(machine)
@@ -198,6 +174,11 @@ class Follower:
             key, end = b"\0", b"\0"
         past, future = max(1, machine.revision - draw.draw(20)), machine.revision + draw.draw(4)
         start = (0, past, future, max(1, machine.compact_revision))[draw.draw(4)]
+        if start == machine.compact_revision and draw.draw(2):
+            # What was deleted there is gone from everywhere but the log.
+            gone = [key for key in self._world.oracle.model.deleted_at(start) if key < b"l"]
+            if gone:
+                key, end = gone[draw.draw(len(gone))], b""
         filtered = draw.draw(8)
         self._request = WatchRequest(
             key=key, range_end=end, no_put=filtered == 6, no_delete=filtered == 7, prev_kv=bool(draw.draw(2))
@@ -258,7 +239,7 @@ class Follower:
     def _judge(self) -> None:
         """Give the checker what the reference can vouch for."""
         checker = self._checker
-        known = self._application.model.revision
+        known = self._world.oracle.model.revision
         while self._waiting and self._waiting[0].revision <= known:
             answer = self._waiting.pop(0)
             if checker is not None:
@@ -305,4 +286,4 @@ def _watched(event: WatchEvent, prev_kv: bool) -> WatchedEvent:
     return WatchedEvent(event.main, event.key, event.record, creates, event.previous if prev_kv else None)
 
 
-__all__ = ["Follower", "WatchApplication", "WatchModel"]
+__all__ = ["FOLLOWERS", "Follower", "WatchModel"]

@@ -10,6 +10,7 @@ from oarlock.node.replica.sessions import close_session, in_session, open_sessio
 from oarlock.raft.types import Index
 from oarlock.sim.world.choices import Stream
 from oarlock.sim.world.model import Plain
+from oarlock.sim.world.swarm import WATCHES
 
 if TYPE_CHECKING:
     from oarlock.sim.world.process import Process
@@ -280,7 +281,11 @@ class KvAsker:
         if roll == 14:
             at = max(1, revision - self._draw.draw(8))
             return kv.encode(kv.Range(self._key(), b"k99", revision=at))
-        return kv.encode(kv.Compact(max(0, revision + 1 - self._draw.draw(12))))
+        back = self._draw.draw(12)
+        if WATCHES in self.world.swarm.features:  # rather where something was deleted
+            model = self.world.oracle.model
+            back = next((n for n in range(1, 12 - back) if model.deleted_at(revision + 1 - n)), back)
+        return kv.encode(kv.Compact(max(0, revision + 1 - back)))
 
     def _txn(self, depth: int) -> kv.Txn:
         draw = self._draw

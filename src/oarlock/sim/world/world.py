@@ -24,9 +24,10 @@ from oarlock.raft.roles import Leader
 from oarlock.raft.types import Configuration, MemberInfo, MemberRole, NodeId
 from oarlock.sim.failures import Violation
 from oarlock.sim.invariants import majority_holds, quorum_holds
-from oarlock.sim.world.application import Application, KvApplication
+from oarlock.sim.world.application import Application
 from oarlock.sim.world.choices import Choices, Edits
 from oarlock.sim.world.faults import Faults
+from oarlock.sim.world.features import EtcdApplication
 from oarlock.sim.world.network import Network
 from oarlock.sim.world.oracle import Oracle
 from oarlock.sim.world.process import Process
@@ -58,8 +59,9 @@ class World:
     """One run. `run` raises `Violation`, or returns when everything held.
 
     `events` bounds the safety phase, in turns; `stop_after` ends the whole run after so many turns; `off` takes classes
-    of faults away; `edits` changes choices; `keep` is how many of the last events the trace holds (None: all);
-    `application` is what runs on the members (the key-value machine); `recording` is told of everything.
+    of faults and features away; `edits` changes choices; `keep` is how many of the last events the trace holds (None:
+    all); `application` is what runs on the members (the key-value machine with the features that the seed draws);
+    `recording` is told of everything.
     """
 
     def __init__(
@@ -75,11 +77,11 @@ class World:
         recording: Recording | None = None,
     ) -> None:
         self.seed = seed
-        self.application: Application = application if application is not None else KvApplication()
         self.events = events
         self.stop_after = stop_after
         self.choices = Choices(seed, edits)
         self.swarm = draw_swarm(self.choices, off)
+        self.application: Application = application if application is not None else EtcdApplication(self.swarm.features)
         self.now = 0
         self.healed = False
         self.turns = 0
