@@ -110,6 +110,43 @@ def test_demo_that_is_stopped_leaves_no_member_behind(way: signal.Signals) -> No
     assert not Path(directory).exists()
 
 
+def clients_of(endpoint: str) -> set[int]:
+    """Processes other than members that were told of that endpoint."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                line = (entry / "cmdline").read_bytes()
+                if endpoint.encode() in line and b"--endpoints=" in line:
+                    found.add(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_clients_of_a_demo_end_with_it() -> None:
+    process = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    assert process.stdout is not None
+    try:
+        directory = endpoint = ""
+        for line in process.stdout:
+            if " members of " in line:
+                directory = line.rsplit(" in ", 1)[1].strip()
+            if "ready:" in line:
+                endpoint = line.rsplit("ready:", 1)[1].split(",")[0].strip()
+                break
+        wait_until(lambda: bool(clients_of(endpoint)), 60, "a client of the demo")
+        for pid in members_of(process.pid):
+            os.kill(pid, signal.SIGSTOP)  # so that a client waits for an answer that does not come
+        wait_until(lambda: bool(clients_of(endpoint)), 60, "a client that waits")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    wait_until(lambda: not clients_of(endpoint), 30, "the clients gone")
+    shutil.rmtree(directory, ignore_errors=True)  # nobody was left to do it
+
+
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[tuple[Etcdctl, dict[str, str], object]]:
     """One member that holds a few hundred airports, loaded as the demonstration loads them."""
