@@ -97,6 +97,7 @@ docs: $(VENV)/.dev  ## the documentation as HTML in build/docs
 
 bless: $(VENV)/.dev  ## rewrite golden files and generated reference pages; then read the diff
 	@$(BIN)/python -m oarlock.config.reference docs/reference/configuration.md
+	@$(BIN)/python -m oarlock.ctl.reference docs/reference/oarlockctl.md
 	@$(PYTEST) tests/scenarios --bless -q
 
 format: $(VENV)/.dev  ## format and sort imports

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pool, message_factory
 
 SCHEMA_FILES = (
     "kv.proto",
@@ -19,15 +20,44 @@ SCHEMA_FILES = (
 )
 
 
+COMPILED = os.path.join(os.path.dirname(__file__), "schema.bin")
+
+
+def _files(compiled: bytes) -> Iterator[bytes]:
+    """The files of a FileDescriptorSet, still compiled: its one field is number 1, repeated.
+
+    Split by hand, because the library's own class for it takes longer to load than a short-lived program has.
+    """
+    at = 0
+    while at < len(compiled):
+        assert compiled[at] == 0x0A, f"byte {at} of {COMPILED} does not begin a file: build it again"
+        at += 1
+        size = shift = 0
+        while True:
+            byte = compiled[at]
+            at += 1
+            size |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        yield compiled[at : at + size]
+        at += size
+
+
 def _load() -> Any:
-    compiled = descriptor_pb2.FileDescriptorSet()
-    compiled.ParseFromString(files("oarlock.api.proto").joinpath("schema.bin").read_bytes())
+    with open(COMPILED, "rb") as file:
+        compiled = file.read()
     private = descriptor_pool.DescriptorPool()
-    for file in compiled.file:
-        private.Add(file) if not hasattr(private, "AddSerializedFile") else private.AddSerializedFile(
-            file.SerializeToString()
-        )
+    for one in _files(compiled):
+        private.AddSerializedFile(one)
     return private
+
+
+def _parsed() -> Any:
+    from google.protobuf import descriptor_pb2
+
+    with open(COMPILED, "rb") as file:
+        return descriptor_pb2.FileDescriptorSet.FromString(file.read())
 
 
 pool = _load()
@@ -45,9 +75,7 @@ def message(full_name: str) -> Any:
 def services() -> dict[str, dict[str, tuple[bool, bool]]]:
     """Every service by full name: its methods, each with (the client streams, the server streams)."""
     found: dict[str, dict[str, tuple[bool, bool]]] = {}
-    compiled = descriptor_pb2.FileDescriptorSet()
-    compiled.ParseFromString(files("oarlock.api.proto").joinpath("schema.bin").read_bytes())
-    for file in compiled.file:
+    for file in _parsed().file:
         for service in file.service:
             found[f"{file.package}.{service.name}"] = {
                 m.name: (m.client_streaming, m.server_streaming) for m in service.method
@@ -59,9 +87,7 @@ def rpcs() -> dict[tuple[str, str], tuple[str, str, bool, bool]]:
     """Every RPC by service and name: its request and response by full name, (the client streams, the server
     streams)."""
     found: dict[tuple[str, str], tuple[str, str, bool, bool]] = {}
-    compiled = descriptor_pb2.FileDescriptorSet()
-    compiled.ParseFromString(files("oarlock.api.proto").joinpath("schema.bin").read_bytes())
-    for file in compiled.file:
+    for file in _parsed().file:
         for service in file.service:
             for m in service.method:
                 found[f"{file.package}.{service.name}", m.name] = (
