@@ -66,7 +66,7 @@ def save(
     name, _, inline = user.partition(":")
     client = Client(
         [Endpoint(endpoints.split(",")[0], tls)], user=(name, inline or password) if user else None,
-        dial_s=dial_timeout, timeout_s=dial_timeout,
+        dial_s=dial_timeout, timeout_s=3 * dial_timeout,  # a password takes its time to be checked
     )  # fmt: skip
     try:
         client.connect()  # a member that is not there is told at once
