@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import tempfile
+import stat
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -19,6 +19,18 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 TABLE: Final = "oarlock_fencing"
+
+
+TOKEN_DIGITS: Final = 20
+TOKEN_MAX: Final = 2**63 - 1  # what a database holds
+
+
+def check_token(token: object) -> None:
+    """Raises `TypeError` or `ValueError` for what is no fencing token, and would be compared as nonsense."""
+    if not isinstance(token, int) or isinstance(token, bool):
+        raise TypeError(f"token={token!r}: a fencing token is an int, as `held.token`")
+    if not 0 <= token <= TOKEN_MAX:
+        raise ValueError(f"token={token}: a fencing token is between 0 and 2**63 - 1")
 
 
 class Fenced(Exception):
@@ -35,6 +47,7 @@ def check_sqlite(connection: sqlite3.Connection, name: str, token: int) -> None:
 
     The connection must be in a transaction that can write (`BEGIN IMMEDIATE`), so that nobody comes between.
     """
+    check_token(token)
     if not connection.in_transaction:
         raise RuntimeError("check_sqlite belongs into the transaction that writes: begin it first (BEGIN IMMEDIATE)")
     connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} (name TEXT PRIMARY KEY, token INTEGER NOT NULL)")
@@ -63,6 +76,7 @@ def check_postgresql(cursor: Cursor, name: str, token: int) -> None:
 
     One statement that also locks the row until the transaction ends, so two writers cannot pass each other.
     """
+    check_token(token)
     cursor.execute(
         f"INSERT INTO {TABLE} (name, token) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET token = "  # noqa: S608
         f"GREATEST({TABLE}.token, EXCLUDED.token) RETURNING token",
@@ -80,30 +94,39 @@ def write_file(path: str | os.PathLike[str], data: bytes, token: int) -> None:
     """
     if fcntl is None:
         raise RuntimeError("write_file needs file locks (fcntl), which this system does not have")
-    target = Path(path)
+    check_token(token)
+    target = Path(os.path.realpath(path))  # a link stays one
     marker = target.with_name(target.name + ".token")
-    with open(marker, "a+b") as file:
+    with open(marker, "r+b", opener=_create) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        seen = int(file.read() or b"0")
+        text = file.read(TOKEN_DIGITS + 1).strip()
+        if text and not text.isdigit():
+            raise RuntimeError(f"{marker} holds no token but {text!r}: put the greatest token there, or delete it")
+        seen = int(text or b"0")
         if seen > token:
             raise Fenced(str(target), token, seen)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as new:
-            try:
-                new.write(data)
-                new.flush()
-                os.fsync(new.fileno())
-                file.seek(0)
-                file.truncate()
-                file.write(b"%d" % token)
-                file.flush()
-                os.fsync(file.fileno())  # the token first: a crash between the two refuses the old writer for nothing
-                os.replace(new.name, target)
-            except BaseException:
-                Path(new.name).unlink(missing_ok=True)
-                raise
+        new = target.with_name(target.name + ".new")  # ours alone: we hold the lock. One that a crash left is replaced
+        try:
+            with open(new, "wb") as content:
+                if target.exists():
+                    os.fchmod(content.fileno(), stat.S_IMODE(target.stat().st_mode))
+                content.write(data)
+                content.flush()
+                os.fsync(content.fileno())
+            file.seek(0)
+            file.write(b"%0*d" % (TOKEN_DIGITS, token))  # never shorter than before: no moment without a token
+            file.flush()
+            os.fsync(file.fileno())  # the token first: a crash between the two refuses the old writer for nothing
+            os.replace(new, target)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
         directory = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)

@@ -11,14 +11,14 @@ import heapq
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
 from oarlock.embed.hold import calls_of, holder_unknown, limit, run
 from oarlock.embed.holders import Holder, LeaseLost
 from oarlock.embed.lease import Lease, holder_of
 from oarlock.errors import DeadlineExceeded
 from oarlock.machines.objects.claims import HolderUnknown
-from oarlock.machines.objects.declare import AnyCommand, command, query
+from oarlock.machines.objects.declare import AnyCommand, command, query, whole
 from oarlock.machines.objects.machine import StateMachine
 
 K = TypeVar("K", bound=Hashable)
@@ -176,9 +176,10 @@ class ReplicatedSet(StateMachine, Generic[H]):
     @command
     def pop(self) -> H | None:
         """Take out the one added first; None if there is none."""
-        first = next(iter(self.data), None)
-        if first is not None:
-            del self.data[first]
+        if not self.data:
+            return None
+        first = next(iter(self.data))
+        del self.data[first]
         return first
 
     @command
@@ -299,8 +300,7 @@ class _Queue(StateMachine, Generic[T]):
     atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self, maxsize: int = QUEUE_ITEMS_MAX) -> None:
-        if maxsize < 1:
-            raise ValueError(f"maxsize={maxsize}: the queue must be able to hold something")
+        whole(maxsize, f"maxsize={maxsize!r}")
         self.maxsize = maxsize
         self.taken: dict[int, tuple[str, Any]] = {}  # number -> holder, and the entry as it comes back
 
@@ -314,6 +314,10 @@ class _Queue(StateMachine, Generic[T]):
     def _back(self, entry: Any) -> None:
         raise NotImplementedError
 
+    def _item_of(self, entry: Any) -> T:
+        item: T = entry[-1]
+        return item
+
     @command
     def poll(self) -> tuple[int, T] | None:
         """The next item with its number, which nobody else gets; None if there is none."""
@@ -322,6 +326,21 @@ class _Queue(StateMachine, Generic[T]):
             return None
         self.note_change("room")
         return found[0], found[1]
+
+    @command
+    def poll_as(self) -> tuple[int, Any] | None:
+        """`poll`, with the entry as `put_back` takes it in place of the item."""
+        found = self._first()
+        if found is None:
+            return None
+        self.note_change("room")
+        return found[0], found[2]
+
+    @command
+    def put_back(self, entry: Any) -> None:
+        """What `poll_as` gave was not wanted after all: it is the first again. May exceed `maxsize`."""
+        self._back(entry)
+        self.note_change("items")
 
     @command
     def take(self, holder: str) -> tuple[int, T] | None:
@@ -392,14 +411,40 @@ class _Queue(StateMachine, Generic[T]):
         try:
             async with limit(timeout):
                 while True:
-                    found: tuple[int, T] | None = await asyncio.shield(
-                        calls.background(calls.command(self, type(self).poll, retry_safe=True))
-                    )
+                    polling = calls.background(calls.command(self, type(self).poll_as, retry_safe=True))
+                    try:
+                        found: tuple[int, Any] | None = await asyncio.shield(polling)
+                    except asyncio.CancelledError:
+                        calls.background(self._put_back(polling))
+                        raise
                     if found is not None:
-                        return found[1]
+                        return self._item_of(found[1])
                     await calls.until(self, "items", lambda: True if self._size() else None)
         except TimeoutError:
             raise DeadlineExceeded(f"the queue had nothing for {timeout:g} s") from None
+
+    async def _put_back(self, polling: asyncio.Task[Any]) -> None:
+        """Nobody waits for this item any more: it is the next one's."""
+        found = await polling
+        if found is not None:
+            await calls_of(self).command(self, type(self).put_back, found[1], retry_safe=True)
+
+    async def _take(self, holder: str) -> tuple[int, T] | None:
+        """`take` for a caller that may be cancelled meanwhile: then the item goes back."""
+        calls = calls_of(self)
+        taking = calls.background(calls.command(self, type(self).take, holder, retry_safe=True))
+        try:
+            found: tuple[int, T] | None = await asyncio.shield(taking)
+            return found
+        except asyncio.CancelledError:
+
+            async def give_back() -> None:
+                found = await taking
+                if found is not None:
+                    await calls.command(self, type(self).give_back, found[0], retry_safe=True)
+
+            calls.background(give_back())
+            raise
 
     @asynccontextmanager
     async def task(self, timeout: float | None = None) -> AsyncIterator[T]:
@@ -410,7 +455,11 @@ class _Queue(StateMachine, Generic[T]):
             async with limit(timeout):
                 while True:
                     holder = await calls.holders.holder()
-                    found = await calls.command(self, type(self).take, holder.name, retry_safe=True)
+                    try:
+                        found = await self._take(holder.name)
+                    except HolderUnknown:
+                        await holder_unknown(holder, None)
+                        continue
                     if found is not None:
                         break
                     await calls.until(self, "items", lambda: True if self._size() else None)
@@ -473,10 +522,12 @@ class ReplicatedPriorityQueue(_Queue[T]):
     @command
     def put(self, item: T, priority: float = 0) -> int:
         """Gives the item's number. Raises `QueueFull`."""
+        if not isinstance(cast("object", priority), int | float) or priority != priority:
+            raise TypeError(
+                f"put(priority={priority!r}): it must be a number, and not NaN"
+            )  # the heap could not order it
         if self._full():
             raise QueueFull(f"{self.maxsize} items")
-        if not isinstance(priority, int | float):
-            raise TypeError(f"the priority {priority!r} is no number")
         heapq.heappush(self.heap, (priority, self.context.token, item))
         self.note_change("items")
         return self.context.token

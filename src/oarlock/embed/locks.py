@@ -22,7 +22,7 @@ from oarlock.embed.holders import LeaseLost
 from oarlock.embed.lease import Lease, holder_of
 from oarlock.errors import DeadlineExceeded
 from oarlock.machines.objects.claims import Claim, Claims, HolderUnknown, OneAtATime
-from oarlock.machines.objects.declare import BINDING, command, query
+from oarlock.machines.objects.declare import BINDING, command, query, whole
 from oarlock.machines.objects.machine import StateMachine
 
 T = TypeVar("T")
@@ -148,8 +148,7 @@ class Semaphore(_Line):
     atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise ValueError(f"Semaphore({capacity}): at least one must be able to have it")
+        whole(capacity, f"Semaphore({capacity!r})")
         super().__init__()
         self.capacity = capacity
         self.over = 0
@@ -168,8 +167,7 @@ class Semaphore(_Line):
     @command
     def resize(self, capacity: int) -> None:
         """Let another number have it. Nobody who has it loses it."""
-        if capacity < 1:
-            raise ValueError(f"resize({capacity}): at least one must be able to have it")
+        whole(capacity, f"resize({capacity!r})")
         before = self.granted_count()
         self.capacity = capacity
         self.over = before if before > capacity else 0
@@ -206,8 +204,7 @@ class Barrier(StateMachine):
     atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self, parties: int) -> None:
-        if parties < 1:
-            raise ValueError(f"Barrier({parties}): somebody must wait")
+        whole(parties, f"Barrier({parties!r})")
         self.parties = parties
         self.round = 0
         self.arrived: list[tuple[int, str]] = []  # token, holder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Final
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, Final
 from oarlock.embed.hold import calls_of, limit, run, runs_blocking
 from oarlock.errors import DeadlineExceeded, RaftError
 from oarlock.machines.objects.claims import HolderUnknown
-from oarlock.machines.objects.declare import command, query
+from oarlock.machines.objects.declare import command, query, whole
 from oarlock.machines.objects.machine import StateMachine
 
 _log = logging.getLogger(__name__)
@@ -38,8 +39,7 @@ class IdGenerator(StateMachine):
     @command
     def reserve(self, count: int) -> int:
         """So many numbers in a row; gives the first."""
-        if count < 1:
-            raise ValueError(f"reserve({count}): at least one")
+        whole(count, f"reserve({count!r})")
         first = self.upcoming
         self.upcoming += count
         return first
@@ -68,7 +68,7 @@ class RateLimiter(StateMachine):
     atomic_commands: ClassVar[bool] = False  # they look before they change anything
 
     def __init__(self, rate: float, burst: float) -> None:
-        if not rate > 0 or burst < 1:
+        if not 0 < rate < math.inf or not 1 <= burst < math.inf:
             raise ValueError(f"RateLimiter(rate={rate}, burst={burst}): rate must be positive, and burst at least 1")
         self.rate = rate
         self.burst = burst
@@ -166,7 +166,7 @@ class Schedule(StateMachine):
     def every(self, seconds: float, job: str, work: Callable[[], Awaitable[object]], *, again: bool = False) -> None:
         """Have `work` done every `seconds`, counted from 1970 so that all members mean the same times. On a node for
         threads it is a plain function, called in a thread."""
-        if not seconds > 0:
+        if not 0 < seconds < math.inf:
             raise ValueError(f"every({seconds}): give a positive number of seconds")
         jobs: dict[str, tuple[float, Callable[[], Awaitable[object]], bool]] = (
             calls_of(self).memory_of(self).setdefault("jobs", {})

@@ -345,3 +345,50 @@ def test_nothing_is_logged_by_a_node_that_closes(tmp_path: Path, caplog: pytest.
             thread.join(60)
         gc.collect()
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR], caplog.text
+
+
+async def test_a_caller_that_gives_up_takes_no_item_with_it(tmp_path: Path) -> None:
+    """Whenever it is cancelled: what it would have got is the next one's, in the old order."""
+    async with Node(Parts(), data_dir=tmp_path) as node:
+        await node.ready(60)
+        queue = node.machine.queue
+        items = [b"%d" % n for n in range(3)]
+        for item in items:
+            await queue.put(item)
+
+        async def work() -> None:
+            async with queue.task():
+                await asyncio.sleep(60)
+
+        for steps in range(12):
+            for begin in (lambda: asyncio.ensure_future(queue.get()), lambda: asyncio.create_task(work())):
+                task = begin()
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                if task.done():
+                    await queue.put_back((1, task.result()))
+                    continue
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+                async with asyncio.timeout(60):
+                    while node.calls._background:
+                        await asyncio.sleep(0.001)
+                assert await queue.length() == len(items)
+                assert await queue.in_work() == 0
+        assert [await queue.get() for _ in items] == items
+
+
+async def test_a_turn_that_its_caller_does_not_take_is_the_next_ones() -> None:
+    from oarlock.embed.calls import Session
+    from oarlock.node.replica.sessions import WINDOW_MAX
+
+    session = Session(None)  # type: ignore[arg-type]
+    first = [await session.take() for _ in range(WINDOW_MAX)]
+    waiting = [asyncio.create_task(session.take()) for _ in range(3)]
+    await asyncio.sleep(0)
+    session.give_back(first[0])
+    waiting[0].cancel()  # in the same moment: its turn has come, and it does not know yet
+    session.give_back(first[1])
+    await asyncio.wait(waiting, timeout=30)
+    assert [task.cancelled() for task in waiting] == [True, False, False]

@@ -66,6 +66,8 @@ class Claims(StateMachine):
         """Ask for something that is free: gives the token, or 0 if it would have to wait."""
         if not self.holder_lives(holder):
             raise HolderUnknown(holder)
+        if len(self.claims) >= CLAIMS_MAX:
+            raise TooManyClaims(f"CLAIMS_MAX is {CLAIMS_MAX}")
         self.claims.append(Claim(self.context.token, holder, kind, value))
         if self.granted_count() < len(self.claims):
             self.claims.pop()

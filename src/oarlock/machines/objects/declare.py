@@ -47,6 +47,14 @@ def check_timeout(timeout: float | None) -> float | None:
     return timeout
 
 
+def whole(value: object, what: str) -> None:
+    """Raises `TypeError` or `ValueError` unless `value` is an int of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{what}: it must be a whole number")
+    if value < 1:
+        raise ValueError(f"{what}: it must be at least 1")
+
+
 class NotAttached(RuntimeError):
     """A command or query was called on an object that no node holds."""
 

@@ -199,6 +199,12 @@ class Spec:
             raise TypeError(f"the parts of {type(self.root).__qualname__} contain each other")
         if not hasattr(target, "__dict__"):
             raise TypeError(f"{cls.__qualname__} has __slots__ and no __dict__: a node cannot hold it; leave slots out")
+        for known, part in self.parts:
+            if part is target:
+                raise TypeError(
+                    f"{type(self.root).__qualname__} holds one {cls.__qualname__} at two places, "
+                    f"{known or 'itself'} and {path}: make two, or hold it once"
+                )
         self.parts.append((path, target))
         classes[cls] = None
         commands = {name: each for name, each in inspect.getmembers_static(cls) if isinstance(each, Command)}
@@ -252,8 +258,9 @@ _Declared = tuple[str, object, str, list[Command[Any, ..., Any]]]  # path, part,
 
 
 def has_own_snapshot(part: object) -> bool:
-    """Whether a part makes its snapshot by itself."""
-    return callable(getattr(part, "snapshot", None)) and callable(getattr(part, "restore", None))
+    """Whether a part makes its snapshot by itself. Commands and queries called `snapshot` and `restore` are others."""
+    found = [inspect.getattr_static(part, name, None) for name in ("snapshot", "restore")]
+    return all(each is not None and not isinstance(each, Command | Query) for each in found)
 
 
 def has_commands(value: object) -> bool:
@@ -309,10 +316,11 @@ def _exceptions(machines: Iterable[type]) -> dict[str, type[BaseException]]:
         if isinstance(value, type) and issubclass(value, Exception)
     }
     for machine in machines:
-        module = sys.modules.get(machine.__module__)
-        for value in list(vars(module).values()) if module is not None else []:
-            if isinstance(value, type) and issubclass(value, Exception):
-                found.setdefault(value.__qualname__, value)
+        for base in machine.__mro__:  # a part of a program's own that extends one of ours raises ours as well
+            module = sys.modules.get(base.__module__)
+            for value in list(vars(module).values()) if module is not None else []:
+                if isinstance(value, type) and issubclass(value, Exception):
+                    found.setdefault(value.__qualname__, value)
     return found
 
 
@@ -421,7 +429,7 @@ class ObjectMachine(VolatileMachine):
             )
         except (MemoryError, NotDeterministic):
             raise  # of this member, not of the command: it must not go on
-        except Exception as error:  # the outer edge of a command: what it raises is its result
+        except (Exception, SystemExit) as error:  # the outer edge of a command: what it raises is its result
             result = RAISED + self._encode_exception(error)
             if version.atomic:
                 assert before is not None
@@ -530,14 +538,18 @@ class ObjectMachine(VolatileMachine):
 
     # -- results
 
-    def _encode_exception(self, error: Exception) -> bytes:
+    def _encode_exception(self, error: BaseException) -> bytes:
         name = type(error).__qualname__
         if isinstance(error, Unencodable):
             return self.codec.encode(["TypeError", [str(error)], str(error)])
-        text = str(error)[:4096].encode("utf-8", "replace").decode()
+        try:
+            text = str(error)[:4096].encode("utf-8", "replace").decode()
+        except Exception as broken:  # its __str__ is the program's too
+            text = f"its text could not be made ({type(broken).__qualname__})"
         if self.spec.exceptions.get(name) is type(error):
+            more = [vars(error)] if vars(error) else []
             try:
-                return self.codec.encode([name, list(error.args), text])
+                return self.codec.encode([name, list(error.args), text, *more])
             except Unencodable:
                 pass
         return self.codec.encode([name, None, text])
@@ -549,15 +561,15 @@ class ObjectMachine(VolatileMachine):
             return value
         if kind == REFUSED:
             raise Rejected(value[0], value[1])
-        name, args, text = value
+        name, args, text, *more = value
         cls = self.spec.exceptions.get(name)
-        if cls is not None and args is not None:
-            try:
-                error = cls(*args)
-            except TypeError:  # its __init__ takes something else than its args
-                raise CommandError(name, text) from None
-            raise error
-        raise CommandError(name, text)
+        if cls is None or args is None:
+            raise CommandError(name, text)
+        try:
+            error = _again(cls, args, more[0] if more else {})
+        except Exception:  # it can be built in a way of its own only
+            raise CommandError(name, text) from None
+        raise error
 
     def encode_result(self, result: object) -> bytes:
         """For a session: results are bytes already. (`replica.sessions.ResultCodec`)"""
@@ -656,6 +668,17 @@ class ObjectMachine(VolatileMachine):
                 if name in second and self.codec.encode(first[name]) != self.codec.encode(second[name]):
                     return f" in {path}{name} ({_short(first[name])} and {_short(second[name])})"
         return ""
+
+
+def _again(cls: type[BaseException], args: list[Any], attributes: dict[str, Any]) -> BaseException:
+    """An exception with these `args` and attributes. Its `__init__` is not called where it may take other things."""
+    if "__init__" in vars(cls) and cls.__module__ == "builtins":
+        error = cls(*args)
+    else:
+        error = cls.__new__(cls, *args)
+        error.args = tuple(args)
+    vars(error).update(attributes)
+    return error
 
 
 def _short(value: object) -> str:

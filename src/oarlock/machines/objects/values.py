@@ -195,6 +195,8 @@ class Codec:
         if kind is date:
             return Ext(_DATE, value.isoformat().encode())
         if kind is time:
+            if value.tzinfo is not None and value.utcoffset() is None:
+                raise Unencodable("zone")  # its offset depends on a date, so nothing would be left of it
             return Ext(_TIME, value.isoformat().encode())
         if kind is timedelta:
             return self._ext(_TIMEDELTA, [value.days, value.seconds, value.microseconds])
@@ -209,6 +211,8 @@ class Codec:
         name = self.registry.name_of(kind)
         if name is None:
             raise Unencodable("class")
+        if issubclass(kind, enum.Flag):
+            return self._ext(_ENUM, [name, pack(value.value, depth)])  # several flags at once have no name
         if issubclass(kind, enum.Enum):
             return self._ext(_ENUM, [name, value.name])
         return self._ext(_OBJECT, [name, {field: pack(item, depth) for field, item in _fields(kind, value)}])
@@ -272,7 +276,7 @@ class Codec:
                 f"{', '.join(self.registry.names) or 'none'}): name it in an annotation of the machine"
             )
         if code == _ENUM:
-            return cls[content]  # type: ignore[index]
+            return cls[content] if isinstance(content, str) else cls(content)  # type: ignore[index]
         return _build(cls, content)
 
     # -- errors
@@ -302,6 +306,8 @@ class Codec:
                 return found
         if kind is str:
             return f"{path} is a string with lone surrogates, which is no text"
+        if kind is time:
+            return f"{path} is a time in a zone whose offset depends on the date: use a datetime, or a fixed offset"
         if kind is defaultdict:
             return f"{path} is a defaultdict whose factory is none of {', '.join(_FACTORIES)}"
         if is_value_class(kind):
@@ -340,14 +346,38 @@ def _fields(cls: type, value: Any) -> list[tuple[str, Any]]:
 
 
 def _build(cls: type, content: Mapping[str, Any]) -> Any:
-    """An instance with these fields. A field that the class no longer has is left out, one that is new takes its
-    default: so a class may gain and lose fields between two versions of a program."""
+    """An instance with exactly these fields. A field that the class no longer has is left out, one that is new takes
+    its default: so a class may gain and lose fields between two versions of a program.
+
+    Its `__init__` and `__post_init__` run, for what they make beside the fields; then every field is set to what it
+    was, whatever they did to it. A class that cannot be called with its fields is built without them.
+    """
     if dataclasses.is_dataclass(cls):
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        made = cls(**{name: item for name, item in content.items() if name in fields and fields[name].init})
-        for name, item in content.items():
-            if name in fields and not fields[name].init:
+        kept = {name: item for name, item in content.items() if name in fields}
+        try:
+            made = cls(**{name: item for name, item in kept.items() if fields[name].init})
+        except TypeError:  # an InitVar, or an __init__ of its own, wants something else
+            made = object.__new__(cls)
+            missing = [name for name in fields if name not in kept]
+            kept = {**{name: _default(cls, fields[name]) for name in missing}, **kept}
+        for name, item in kept.items():
+            if getattr(made, name, fields) is not item:
                 object.__setattr__(made, name, item)
         return made
-    known: Iterable[str] = cls.__struct_fields__ if issubclass(cls, msgspec.Struct) else cls._fields  # type: ignore[attr-defined]
+    if issubclass(cls, msgspec.Struct):
+        struct = cls(**{name: content[name] for name in cls.__struct_fields__ if name in content})
+        for name in cls.__struct_fields__:
+            if name in content and getattr(struct, name) is not content[name]:
+                msgspec.structs.force_setattr(struct, name, content[name])
+        return struct
+    known: Iterable[str] = cls._fields  # type: ignore[attr-defined]
     return cls(**{name: content[name] for name in known if name in content})
+
+
+def _default(cls: type, field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    raise Undecodable(f"{cls.__qualname__} has a field {field.name!r} without a default that the value does not have")
