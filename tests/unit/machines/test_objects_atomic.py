@@ -306,6 +306,6 @@ def test_a_queue_refuses_a_priority_that_cannot_be_compared() -> None:
     queue: ReplicatedPriorityQueue[str] = ReplicatedPriorityQueue()
     run = Run(queue, check=True)
     run.call(ReplicatedPriorityQueue.put, "a", 1)
-    with pytest.raises(TypeError, match="is no number"):
+    with pytest.raises(TypeError, match="must be a number"):
         run.call(ReplicatedPriorityQueue.put, "b", "high")
     assert len(queue.heap) == 1

@@ -141,7 +141,7 @@ class Codec:
             return self._decoder.decode(data)
         except Undecodable:
             raise
-        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise Undecodable(f"not an encoded value: {error}") from error
 
     # -- towards MessagePack
@@ -277,7 +277,12 @@ class Codec:
             )
         if code == _ENUM:
             return cls[content] if isinstance(content, str) else cls(content)  # type: ignore[index]
-        return _build(cls, content)
+        try:
+            return _build(cls, content)
+        except (MemoryError, Undecodable):
+            raise
+        except Exception as error:  # the program's own __init__
+            raise Undecodable(f"{name} cannot be built again: {type(error).__name__}: {error}") from error
 
     # -- errors
 
@@ -357,7 +362,9 @@ def _build(cls: type, content: Mapping[str, Any]) -> Any:
         kept = {name: item for name, item in content.items() if name in fields}
         try:
             made = cls(**{name: item for name, item in kept.items() if fields[name].init})
-        except TypeError:  # an InitVar, or an __init__ of its own, wants something else
+        except MemoryError:
+            raise
+        except Exception:  # an InitVar or an __init__ of its own wants something else, or a check: it was there before
             made = object.__new__(cls)
             missing = [name for name in fields if name not in kept]
             kept = {**{name: _default(cls, fields[name]) for name in missing}, **kept}
