@@ -5,6 +5,7 @@ Keys are ECDSA on P-256 and written readable by their owner only; nothing that e
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import os
@@ -20,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from oarlock.errors import ConfigurationError
 from oarlock.transport.tls import member_uri
 
+COMMON_NAME_MAX: Final = 64  # X.520
 AUTHORITY_DAYS: Final = 3650
 CERTIFICATE_DAYS: Final = 365
 CRL_DAYS: Final = 365
@@ -37,6 +39,8 @@ def _write(path: str | Path, data: bytes, mode: int, *, replace: bool = False) -
     """Raises `ConfigurationError` if the file is there."""
     if replace:
         temporary = f"{path}.new"
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # what a crash has left
         _write(temporary, data, mode)
         os.replace(temporary, path)
         return
@@ -50,6 +54,13 @@ def _write(path: str | Path, data: bytes, mode: int, *, replace: bool = False) -
         file.write(data)
 
 
+def _make_directory(directory: str) -> None:
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{directory} cannot be made: {error.strerror or error}") from error
+
+
 def _key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -57,6 +68,11 @@ def _key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _name(common_name: str) -> x509.Name:
+    """Raises `ConfigurationError` for what fits into no certificate."""
+    if not 1 <= len(common_name) <= COMMON_NAME_MAX:
+        raise ConfigurationError(
+            f"a name has 1 to {COMMON_NAME_MAX} characters, and {common_name[:80]!r} has {len(common_name)}"
+        )
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
@@ -65,8 +81,15 @@ def _alternatives(hosts: Sequence[str]) -> list[x509.GeneralName]:
     for host in dict.fromkeys(hosts):
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
+            continue
         except ValueError:
-            names.append(x509.DNSName(host))
+            pass
+        try:
+            names.append(x509.DNSName(host if host.isascii() else host.encode("idna").decode("ascii")))
+        except ValueError as error:
+            raise ConfigurationError(f"{host!r} is no host name: {error}") from error
+        if not host or any(character.isspace() or character in "/:@" for character in host):
+            raise ConfigurationError(f"{host!r} is no host name: give a name or an address, without a port")
     return names
 
 
@@ -87,9 +110,12 @@ def _builder(
 
 def make_authority(directory: str, name: str, days: int = AUTHORITY_DAYS) -> None:
     """`ca.pem`, `ca-key.pem` and an empty `crl.pem` in `directory`."""
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    key = ec.generate_private_key(ec.SECP256R1())
     subject = _name(name)
+    _make_directory(directory)
+    for file in (CA, CA_KEY):
+        if (Path(directory) / file).exists():
+            raise ConfigurationError(f"{directory}/{file} exists: choose another directory for another authority")
+    key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     certificate = (
         _builder(subject, subject, key.public_key(), days)
@@ -133,10 +159,16 @@ def issue(
     days: int,
 ) -> tuple[str, str]:
     """A certificate of the authority in `directory`: `FILE.pem` and `FILE-key.pem` beside it."""
+    if not file or file.startswith(".") or any(not character.isprintable() or character in "/\\" for character in file):
+        raise ConfigurationError(f"{file!r} is no name: it is a file's too, so it has no slash and no dot in front")
+    subject = _name(common_name)
     authority, signing = _authority(directory)
     key = ec.generate_private_key(ec.SECP256R1())
-    builder = _builder(_name(common_name), authority.subject, key.public_key(), days)
+    builder = _builder(subject, authority.subject, key.public_key(), days)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    builder = builder.add_extension(identifier, critical=False)
+    builder = builder.add_extension(_issued_by(authority), critical=False)  # strict verifiers ask for it
     builder = builder.add_extension(x509.ExtendedKeyUsage(list(usages)), critical=False)
     if alternatives:
         builder = builder.add_extension(x509.SubjectAlternativeName(list(alternatives)), critical=False)
@@ -161,6 +193,10 @@ def issue_client(directory: str, user: str, days: int) -> tuple[str, str]:
     return issue(directory, f"client-{user}", user, (), (_CLIENT,), days)
 
 
+def _issued_by(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())  # type: ignore[arg-type]
+
+
 def _write_crl(
     directory: str,
     authority: x509.Certificate,
@@ -170,6 +206,8 @@ def _write_crl(
     now = _now()
     builder = x509.CertificateRevocationListBuilder().issuer_name(authority.subject)
     builder = builder.last_update(now - SKEW).next_update(now + datetime.timedelta(days=CRL_DAYS))
+    builder = builder.add_extension(_issued_by(authority), critical=False)
+    builder = builder.add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
     for entry in revoked:
         builder = builder.add_revoked_certificate(entry)
     data = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -198,7 +236,7 @@ def revoke(directory: str, cert_file: str) -> int:
 
 def make_self_signed(directory: str, cert: str, key_file: str, hosts: Sequence[str]) -> None:
     """Certificate and key for these hosts; earlier ones are replaced."""
-    os.makedirs(directory, mode=0o700, exist_ok=True)
+    _make_directory(directory)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = _name("oarlock")
     certificate = (
