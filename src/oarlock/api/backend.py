@@ -83,17 +83,22 @@ class Backend(Protocol):
     def transfer_leadership(self, target: int, done: Callable[[RaftError | None], None]) -> None:
         """`done(NotLeader)` when this member does not lead; `done(Rejected("bad_transferee"))` for an unfit target."""
 
-    def add_member(self, peer_urls: tuple[str, ...], learner: bool, done: Callable[[RaftError | None], None]) -> int:
+    def add_member(
+        self, peer_urls: tuple[str, ...], learner: bool, asker: str, done: Callable[[RaftError | None], None]
+    ) -> int:
         """Add a member; returns the id that it will have. `done(None)` once it shows in `members`; any member may be
-        asked. `done(Rejected)` for a change that the rules do not allow, with a reason that `errors` knows."""
+        asked. `done(Rejected)` for a change that the rules do not allow, with a reason that `errors` knows. `asker` is
+        the user who wants it, or empty: whoever decides asks again whether that user may."""
 
-    def remove_member(self, member: int, done: Callable[[RaftError | None], None]) -> None:
+    def remove_member(self, member: int, asker: str, done: Callable[[RaftError | None], None]) -> None:
         """See `add_member`."""
 
-    def update_member(self, member: int, peer_urls: tuple[str, ...], done: Callable[[RaftError | None], None]) -> None:
+    def update_member(
+        self, member: int, peer_urls: tuple[str, ...], asker: str, done: Callable[[RaftError | None], None]
+    ) -> None:
         """Give a member other peer URLs. See `add_member`."""
 
-    def promote_member(self, member: int, done: Callable[[RaftError | None], None]) -> None:
+    def promote_member(self, member: int, asker: str, done: Callable[[RaftError | None], None]) -> None:
         """Make a learner a voter. See `add_member`."""
 
     def flush_soon(self, flush: Callable[[], None]) -> None:

@@ -153,6 +153,17 @@ def is_audited(machine: object) -> TypeGuard[AuditMachine]:
     return all(hasattr(machine, name) for name in names)
 
 
+class GuardedMachine(Protocol):
+    """A machine that knows who may change the membership of its group."""
+
+    def refuse_operator(self, user: str) -> str:
+        """Why `user` (empty: nobody in particular) may not: "no_user", "unknown_user", "not_permitted"; or ""."""
+
+
+def is_guarded(machine: object) -> TypeGuard[GuardedMachine]:
+    return hasattr(machine, "refuse_operator")
+
+
 @runtime_checkable
 class TidyMachine(Protocol):
     """A machine that has work that is no part of its state: freeing the space of what is compacted."""

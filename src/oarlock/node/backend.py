@@ -118,20 +118,20 @@ class NodeBackend:
             errors=tuple(errors),
         )
 
-    def add_member(self, peer_urls: tuple[str, ...], learner: bool, done: Done) -> int:
+    def add_member(self, peer_urls: tuple[str, ...], learner: bool, asker: str, done: Done) -> int:
         member = added_member_id(self.cluster_id, peer_urls, time.time_ns())
         role = MemberRole.LEARNER if learner else MemberRole.VOTER
-        self.node.reconfigure(AddMember(member, peer_urls, int(role), self._strict), done)
+        self.node.reconfigure(AddMember(member, peer_urls, int(role), self._strict, asker), done)
         return member
 
-    def remove_member(self, member: int, done: Done) -> None:
-        self.node.reconfigure(RemoveMember(member, self._strict), done)
+    def remove_member(self, member: int, asker: str, done: Done) -> None:
+        self.node.reconfigure(RemoveMember(member, self._strict, asker), done)
 
-    def update_member(self, member: int, peer_urls: tuple[str, ...], done: Done) -> None:
-        self.node.reconfigure(UpdateMember(member, peer_urls), done)
+    def update_member(self, member: int, peer_urls: tuple[str, ...], asker: str, done: Done) -> None:
+        self.node.reconfigure(UpdateMember(member, peer_urls, asker), done)
 
-    def promote_member(self, member: int, done: Done) -> None:
-        self.node.reconfigure(PromoteMember(member, self._strict), done)
+    def promote_member(self, member: int, asker: str, done: Done) -> None:
+        self.node.reconfigure(PromoteMember(member, self._strict, asker), done)
 
     def transfer_leadership(self, target: int, done: Callable[[RaftError | None], None]) -> None:
         self.node.transfer_leadership(target, done)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
+from collections.abc import Callable
 from typing import Any
 
 import bcrypt
@@ -21,6 +23,9 @@ from oarlock.api.etcd.passwords import _HASH, _NOBODYS_HASH, COST_DEFAULT
 from oarlock.api.etcd.tokens import AuthOptions, JwtKeys, JwtTokens, SimpleTokens
 from oarlock.api.grpc import Code
 from oarlock.api.limits import Limits
+from oarlock.machines.base import Context, is_guarded
+from oarlock.machines.kv.commands import encode
+from oarlock.machines.kv.commands_auth import AuthEnable, RoleAdd, UserAdd, UserGrantRole
 from oarlock.machines.kv.machine import KvMachine
 
 EMPTY = (Code.INVALID_ARGUMENT, "etcdserver: user name is empty")
@@ -510,3 +515,75 @@ def test_no_bytes_make_a_token_parser_fail(data: bytes) -> None:
         assert identity is None or data == GOOD_JWT
         assert isinstance(parser.may_come(data, 5), bool)
         parser.sweep()
+
+
+def test_a_right_that_is_gone_moves_no_leader(run: Any, serving: Any) -> None:
+    """It is asked again after a read barrier: what this member knew before may be what a leader of the past knew."""
+
+    async def work() -> None:
+        async with serving("ngh2", auth=CHEAP) as served, await H2Client.connect(served.url) as client:
+            tokens = await people(client)
+            moved: list[int] = []
+
+            def move(target: int, done: Callable[[object], None]) -> None:
+                moved.append(target)
+                done(None)
+
+            served.backend.transfer_leadership = move
+            grant = m("AuthUserGrantRoleRequest", user="nobody", role="root")
+            await ok(client, "Auth/UserGrantRole", grant, tokens["root"])
+            request = m("MoveLeaderRequest", targetID=7)
+            assert (await ask(client, "Maintenance/MoveLeader", request, tokens["nobody"])).code == 0
+            assert moved == [7]
+            served.backend.hold = True
+            asked = asyncio.create_task(ask(client, "Maintenance/MoveLeader", request, tokens["nobody"]))
+            await served.until(lambda: len(served.backend.held) == 1, "the barrier")
+            served.backend.hold = False
+            revoke = m("AuthUserRevokeRoleRequest", name="nobody", role="root")
+            await ok(client, "Auth/UserRevokeRole", revoke, tokens["root"])
+            served.backend.held.pop()()
+            assert (await asked).text == "etcdserver: revision of auth store is old"
+            assert moved == [7]
+
+    run(work())
+
+
+def test_who_changes_the_membership_is_told_to_whoever_decides(run: Any, serving: Any) -> None:
+    async def work() -> None:
+        async with serving("ngh2", auth=CHEAP) as served, await H2Client.connect(served.url) as client:
+            askers: list[str] = []
+
+            def change(*arguments: Any) -> int:
+                askers.append(arguments[-2])
+                arguments[-1](None)
+                return 7
+
+            for name in ("add_member", "remove_member", "update_member", "promote_member"):
+                setattr(served.backend, name, change)
+            calls = {
+                "MemberAdd": m("MemberAddRequest", peerURLs=["http://a:1"]),
+                "MemberRemove": m("MemberRemoveRequest", ID=7),
+                "MemberUpdate": m("MemberUpdateRequest", ID=7, peerURLs=["http://a:1"]),
+                "MemberPromote": m("MemberPromoteRequest", ID=7),
+            }
+            for name, request in calls.items():
+                await ok(client, f"Cluster/{name}", request)
+            assert askers == [""] * 4
+            tokens = await people(client)
+            for name, request in calls.items():
+                await ok(client, f"Cluster/{name}", request, tokens["root"])
+                assert (await ask(client, f"Cluster/{name}", request, tokens["writer"])).code == Code.PERMISSION_DENIED
+            assert askers[4:] == ["root"] * 4
+
+    run(work())
+
+
+def test_the_machine_says_who_may_change_the_membership() -> None:
+    machine = KvMachine.in_memory()
+    assert is_guarded(machine) and machine.refuse_operator("") == ""
+    commands = [UserAdd("root", b"", True), RoleAdd("root"), UserGrantRole("root", "root"), UserAdd("other", b"", True)]
+    machine.apply(Context(1, 1, 0), [encode(command) for command in [*commands, AuthEnable()]])
+    assert machine.auth.enabled
+    assert [machine.refuse_operator(user) for user in ("", "root", "other", "none")] == [
+        "no_user", "", "not_permitted", "unknown_user",
+    ]  # fmt: skip

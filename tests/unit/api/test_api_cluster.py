@@ -8,6 +8,7 @@ from oarlock.api.etcd import errors
 from oarlock.api.etcd.cluster import PEER_URLS_MAX, peer_urls
 from oarlock.api.grpc.status import Code, RpcError
 from oarlock.errors import Rejected
+from oarlock.machines.kv.commands import KvError
 from oarlock.node.replica.reconfigure import REFUSALS
 
 
@@ -38,4 +39,11 @@ def test_every_refusal_has_a_status() -> None:
     for reason, text in REFUSALS.items():
         code, told = errors.of_raft_error(Rejected(reason, text))
         assert told.startswith("etcdserver: ")
-        assert code in (Code.FAILED_PRECONDITION, Code.NOT_FOUND, Code.UNAVAILABLE, Code.UNKNOWN)
+        if reason not in ("no_user", "unknown_user", "not_permitted"):
+            assert code in (Code.FAILED_PRECONDITION, Code.NOT_FOUND, Code.UNAVAILABLE, Code.UNKNOWN)
+    for reason, error in (
+        ("no_user", KvError.USER_EMPTY),
+        ("unknown_user", KvError.USER_NOT_FOUND),
+        ("not_permitted", KvError.PERMISSION_DENIED),
+    ):
+        assert errors.of_raft_error(Rejected(reason)) == errors.of_kv_error(error), "as where it is asked first"

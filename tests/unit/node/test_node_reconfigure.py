@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
+from tests.support import member_group
 from tests.support.member_group import MS, Group
 
 from oarlock.errors import DeadlineExceeded, NoLeader, Outcome, RaftError, Rejected
@@ -179,6 +181,83 @@ def test_any_member_may_be_asked(at_leader: bool) -> None:
     refused = group.answer_of(token)
     assert isinstance(refused, Rejected)
     assert refused.reason == "urls_exist"
+
+
+class GuardedMachine(member_group.ListMachine):
+    """One that knows who may: whom the last command about them allows."""
+
+    def refuse_operator(self, user: str) -> str:
+        if not user:
+            return "no_user"
+        said = [command for command in self.commands if command.endswith(user.encode())]
+        return "" if said and said[-1].startswith(b"allow") else "not_permitted"
+
+
+def guarded(monkeypatch: pytest.MonkeyPatch) -> Asking:
+    monkeypatch.setattr(member_group, "ListMachine", GuardedMachine)
+    group = Asking()
+    group.propose(group.leader, b"allow root")
+    group.run(1_000 * MS)
+    return group
+
+
+@pytest.mark.parametrize("at_leader", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        AddMember(9, ("http://m9:1",), 1),
+        RemoveMember(3),
+        UpdateMember(3, ("http://moved:1",)),
+        PromoteMember(3),
+    ],
+)
+def test_who_asks_must_be_allowed_to(monkeypatch: pytest.MonkeyPatch, at_leader: bool, change: Any) -> None:
+    group = guarded(monkeypatch)
+    node = group.leader if at_leader else group.follower()
+    before = group.members[node].raft.configuration
+    for asker, reason in (("", "no_user"), ("somebody", "not_permitted")):
+        token = group.ask(node, msgspec.structs.replace(change, asker=asker))
+        group.run(1_000 * MS)
+        refused = group.answer_of(token)
+        assert isinstance(refused, Rejected) and refused.reason == reason
+    assert group.members[node].raft.configuration == before
+    token = group.ask(node, msgspec.structs.replace(change, asker="root"))
+    group.run(1_000 * MS)
+    done = group.answer_of(token)
+    assert done is None or (isinstance(done, Rejected) and done.reason == "not_learner")
+
+
+def test_a_right_that_is_taken_away_on_the_way_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for at a member that has not heard of it; the answer is the leader's."""
+    group = guarded(monkeypatch)
+    node = group.follower()
+    group.isolate(node)
+    group.propose(group.leader, b"forbid root")
+    group.run(200 * MS)
+    token = group.ask(node, UpdateMember(3, ("http://moved:1",), asker="root"))
+    assert group.machines[node].refuse_operator("root") == "", "it knows nothing"  # type: ignore[attr-defined]
+    group.heal()
+    group.run(4_000 * MS)
+    refused = group.answer_of(token)
+    assert isinstance(refused, Rejected) and refused.reason == "not_permitted"
+
+
+def test_a_new_leader_decides_nothing_before_it_knows_what_the_one_before_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = guarded(monkeypatch)
+    leader = group.leader
+    changes = group.members[leader]._changes
+    token = group.ask(leader, UpdateMember(3, ("http://moved:1",), asker="root"))
+    assert group.answers(token) == []
+    asked: list[str] = []
+    guard = changes._guard
+    monkeypatch.setattr(changes, "_guard", lambda user: asked.append(user) or (guard(user) if guard else ""))
+    other = group.ask(leader, UpdateMember(3, ("http://moved:2",), asker="root"))
+    changes.turn(group.members[leader].raft.current_term - 1, group.now)
+    assert not asked, "it was decided by a machine that may lag behind"
+    group.run(1_000 * MS)
+    assert asked and group.answer_of(other) is None
 
 
 def test_a_repeated_message_changes_nothing_twice_and_gets_the_same_answer() -> None:

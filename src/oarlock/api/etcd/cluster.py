@@ -57,6 +57,11 @@ def peer_urls(urls: list[str]) -> tuple[str, ...]:
     return tuple(sorted(dict.fromkeys(found)))
 
 
+def _asker(call: Call) -> str:
+    """Who wants the change. Whether they may is asked again where it is decided: here it may be out of date."""
+    return call.identity[0] if call.identity is not None else ""
+
+
 class ClusterService:
     """MemberList, MemberAdd, MemberRemove, MemberUpdate, MemberPromote."""
 
@@ -119,23 +124,23 @@ class ClusterService:
                     response.member.CopyFrom(member)
             call.reply(response.SerializeToString())
 
-        added = self._backend.add_member(urls, bool(request.isLearner), done)
+        added = self._backend.add_member(urls, bool(request.isLearner), _asker(call), done)
 
     def _member_remove(self, call: Call, message: bytes) -> None:
         request = parse(_MemberRemoveRequest, message)
         self._context.may_answer(call)
-        self._backend.remove_member(request.ID, self._done(call, _MemberRemoveResponse))
+        self._backend.remove_member(request.ID, _asker(call), self._done(call, _MemberRemoveResponse))
 
     def _member_update(self, call: Call, message: bytes) -> None:
         request = parse(_MemberUpdateRequest, message)
         urls = peer_urls(list(request.peerURLs))
         self._context.may_answer(call)
-        self._backend.update_member(request.ID, urls, self._done(call, _MemberUpdateResponse))
+        self._backend.update_member(request.ID, urls, _asker(call), self._done(call, _MemberUpdateResponse))
 
     def _member_promote(self, call: Call, message: bytes) -> None:
         request = parse(_MemberPromoteRequest, message)
         self._context.may_answer(call)
-        self._backend.promote_member(request.ID, self._done(call, _MemberPromoteResponse))
+        self._backend.promote_member(request.ID, _asker(call), self._done(call, _MemberPromoteResponse))
 
     def _done(self, call: Call, response_class: Any) -> Callable[[RaftError | None], None]:
         return partial(self._answer, call, response_class)

@@ -77,6 +77,9 @@ _OF_MEMBERSHIP = {
         "etcdserver: re-configuration failed due to not enough started members",
     ),
     "unhealthy": (Code.UNAVAILABLE, "etcdserver: unhealthy cluster"),
+    "no_user": (Code.INVALID_ARGUMENT, "etcdserver: user name is empty"),
+    "unknown_user": (Code.FAILED_PRECONDITION, "etcdserver: user name not found"),
+    "not_permitted": (Code.PERMISSION_DENIED, "etcdserver: permission denied"),
 }
 """By the reason of a refused change of membership."""
 

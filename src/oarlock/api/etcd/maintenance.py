@@ -206,8 +206,13 @@ class MaintenanceService:
         self._context.may_answer(call)
         if self._backend.status().leader != self._backend.member_id:
             raise RpcError(*errors.NOT_LEADER)
+        # After a read barrier, which also asks again whether the caller may: a leader that was just elected does not
+        # know at first what the one before has told people, and one that is deposed never will.
+        self._context.read(call, partial(self._hand_over, request.targetID))
+
+    def _hand_over(self, target: int, call: Call) -> None:
         try:
-            self._backend.transfer_leadership(request.targetID, partial(self._move_leader_done, call))
+            self._backend.transfer_leadership(target, partial(self._move_leader_done, call))
         except RaftError as error:
             self._move_leader_done(call, error)
 

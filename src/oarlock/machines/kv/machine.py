@@ -121,6 +121,12 @@ PURGE_ENTRIES = 64
 PURGE_ENTRIES_PER_COMMAND = 2
 """How many compacted changes an `apply` purges. For puts that is more than they make, so purging comes to an end."""
 
+_NO_OPERATOR = {
+    KvError.USER_EMPTY: "no_user",
+    KvError.USER_NOT_FOUND: "unknown_user",
+    KvError.PERMISSION_DENIED: "not_permitted",
+}
+
 UNDO_STEPS = 1 << 30  # more than a key has changes
 
 _place = PLACE.pack
@@ -307,6 +313,11 @@ class KvMachine:
     def lease_exists(self, lease: int) -> bool:
         """Whether a put may carry this non-zero lease id."""
         return lease in self.leases
+
+    def refuse_operator(self, user: str) -> str:
+        """See `machines.base.GuardedMachine`: it is root's affair, while authentication is on."""
+        refused = self.auth.refuse_root(user)
+        return "" if refused is None else _NO_OPERATOR[refused]
 
     def keys_of_lease(self, lease: int) -> Sequence[bytes]:
         """The keys that are attached to a lease, ascending; none if there is no such lease."""

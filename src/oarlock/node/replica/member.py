@@ -21,7 +21,7 @@ from oarlock.errors import (
     RaftError,
     Stopped,
 )
-from oarlock.machines.base import Checkpoint, Machine, TidyMachine, has_leases, is_audited
+from oarlock.machines.base import Checkpoint, Machine, TidyMachine, has_leases, is_audited, is_guarded
 from oarlock.node.replica.audit import Auditor
 from oarlock.node.replica.batch import (
     BATCH_BYTES_MAX,
@@ -254,6 +254,7 @@ class Member:
             answer=self._reconfigured,
             request=self._next_request,
             records=self.records,
+            guard=machine.refuse_operator if is_guarded(machine) else None,
         )
 
         self._record = decode_record(record) if record else None

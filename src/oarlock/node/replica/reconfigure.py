@@ -9,7 +9,9 @@ state that can be recognised (`reached`), and gets exactly one answer.
 A member that is added to vote begins as a learner that votes by itself once it has caught up (diss. 4.2.1), so adding
 one never costs the group its majority: neither while the new member is not started yet, nor while it copies the state.
 
-The checks are etcd's, made by the leader against the configuration that the change will apply to.
+The checks are etcd's, made by the leader against the configuration that the change will apply to. So is the question
+whether who asks may do that: the change carries a name, and the leader's machine is asked in the turn in which the
+change goes into the log. A right that was taken away before, as anybody has been told, is gone then.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ NEVER: Final = 2**63 - 1
 
 U64 = Annotated[int, Meta(ge=0)]
 Url = Annotated[str, Meta(max_length=1024)]
+Name = Annotated[str, Meta(max_length=1024)]
 Urls = Annotated[tuple[Url, ...], Meta(max_length=URLS_MAX)]
 
 REFUSALS: Final[Mapping[str, str]] = {
@@ -60,6 +63,9 @@ REFUSALS: Final[Mapping[str, str]] = {
     "too_many_members": "there may be 64 members, and more full voters than witnesses",
     "not_enough_started": "too few of the members that would vote have ever been started",
     "unhealthy": "too few members are connected: the change could cost the group its majority",
+    "no_user": "nobody is logged in, and membership is root's to change",
+    "unknown_user": "the user who asked is not there any more",
+    "not_permitted": "the user who asked does not hold the role root",
     "malformed": "the change does not decode, or names and URLs take too much room",
 }
 """The reasons of a `Rejected` change, for people."""
@@ -72,11 +78,14 @@ class AddMember(msgspec.Struct, tag=1, array_like=True, frozen=True, gc=False):
     peer_urls: Urls
     role: Annotated[int, Meta(ge=0, le=2)] = 0
     strict: bool = True
+    asker: Name = ""
+    """Who asks, where users are known; likewise below."""
 
 
 class RemoveMember(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False):
     member: U64
     strict: bool = True
+    asker: Name = ""
 
 
 class UpdateMember(msgspec.Struct, tag=3, array_like=True, frozen=True, gc=False):
@@ -84,6 +93,7 @@ class UpdateMember(msgspec.Struct, tag=3, array_like=True, frozen=True, gc=False
 
     member: U64
     peer_urls: Urls
+    asker: Name = ""
 
 
 class PromoteMember(msgspec.Struct, tag=4, array_like=True, frozen=True, gc=False):
@@ -91,6 +101,7 @@ class PromoteMember(msgspec.Struct, tag=4, array_like=True, frozen=True, gc=Fals
 
     member: U64
     strict: bool = True
+    asker: Name = ""
 
 
 MemberChange = AddMember | RemoveMember | UpdateMember | PromoteMember
@@ -306,7 +317,8 @@ class Reconfiguration:
     """One member's side of the module: `asks` of its own callers, and, while it leads, the tasks of everybody.
 
     `send` puts a message out, `step` gives an event to the core, `answer(token, error)` ends an ask. `request` draws
-    request numbers, which no life of this member uses twice.
+    request numbers, which no life of this member uses twice. `guard`, if the machine knows users, says why one of them
+    may change nothing (a key of `REFUSALS`), or nothing.
     """
 
     def __init__(
@@ -319,8 +331,10 @@ class Reconfiguration:
         answer: Callable[[int, RaftError | None], None],
         request: Callable[[], int],
         records: Callable[[], Mapping[NodeId, MemberRecord]],
+        guard: Callable[[str], str] | None = None,
     ) -> None:
         self._raft = raft
+        self._guard = guard
         self._timeout_ns = timeout_ns
         self._send = send
         self._step = step
@@ -464,7 +478,8 @@ class Reconfiguration:
         if raft.is_leader:
             self._lead()
             self._dispatch_here(now)
-            self._work(now)
+            if self._guard is None or applied_term == raft.current_term:
+                self._work(now)  # else the machine may not know yet what the leader before has told people
         else:
             self._queue.clear()
             if raft.leader_id != NOBODY and raft.log.last_term == raft.current_term:
@@ -508,6 +523,10 @@ class Reconfiguration:
             task = self._queue.popleft()
             if task.deadline <= now:
                 continue  # whoever asked has given up
+            refused = self._guard(task.change.asker) if self._guard is not None else ""
+            if refused:
+                self._finish(task, refused)
+                continue
             health = self._health()
             if _counts_the_active(task.change) and health.doubtful & _voting(configuration):
                 self._queue.appendleft(task)  # soon they are heard, or silent for so long that they count as gone
