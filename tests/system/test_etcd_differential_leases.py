@@ -157,3 +157,35 @@ def test_the_same_requests_about_leases_get_the_same_answers(
             )
     assert hashes > COUNT // 40, "too few hashes were compared"
     assert granted > COUNT // 60, "the run granted too little to mean anything"
+
+
+@pytest.mark.system
+@pytest.mark.timeout(600)
+def test_hashes_after_compactions_are_etcds(real: Callable[[], Target], ours: Callable[[], Target]) -> None:
+    """At every revision that can be asked for, after each of some compactions. One put a transaction: of compacted
+    ones the sub-revisions are not known."""
+    draw = random.Random(SEED)
+    etcd, us = real(), ours()
+    servers = [Leases(etcd, etcd.address), Leases(us, us.address)]
+
+    def both(name: str, request: Any) -> str:
+        expected, actual = (server.send(name, request) for server in servers)
+        assert expected == actual, f"seed {SEED} {name}: {request}"
+        return str(expected)
+
+    revision = compacted = compared = 1
+    for _ in range(6):
+        for _ in range(draw.randint(5, 20)):
+            key = b"k%d" % draw.randrange(6)
+            if draw.random() < 0.3:
+                said = both("DeleteRange", M["DeleteRangeRequest"](key=key, range_end=draw.choice((b"", b"k4"))))
+            else:
+                said = both("Put", M["PutRequest"](key=key, value=b"%d" % draw.randrange(10**6)))
+            revision = int(said.partition("revision: ")[2].split()[0])
+        for at in [0, *range(compacted, revision + 1)]:
+            compared += "hash" in both("HashKV", M["HashKVRequest"](revision=at))
+        compacted = draw.randint(compacted + 1, revision)
+        both("Compact", M["CompactionRequest"](revision=compacted, physical=True))
+    both("DeleteRange", M["DeleteRangeRequest"](key=b"\0", range_end=b"\0"))
+    both("HashKV", M["HashKVRequest"]())
+    assert compared > 30

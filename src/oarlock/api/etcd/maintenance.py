@@ -12,6 +12,7 @@ from oarlock.api import proto
 from oarlock.api.etcd import errors
 from oarlock.api.etcd.context import CLUSTER_VERSION, ETCD_VERSION, ServiceContext, fail
 from oarlock.api.etcd.parsing import parse
+from oarlock.api.etcd.reads import Job, finish
 from oarlock.api.etcd.saved import HASH_BYTES, SavedBackup
 from oarlock.api.grpc import Call, Code, Method, RpcError, StreamCall
 from oarlock.errors import NotLeader, RaftError, Rejected, StorageError
@@ -136,14 +137,24 @@ class MaintenanceService:
         request = parse(_HashKVRequest, message)
         if self._hashes >= HASHES_AT_ONCE_MAX:
             raise RpcError(*errors.TOO_MANY_REQUESTS)
-        source = self._kv.hash_source(request.revision)
-        if isinstance(source, Refused):
-            raise RpcError(*errors.of_kv_error(source.error))
-        response = _HashKVResponse(compact_revision=source.compact_revision, hash_revision=source.revision)
-        self._context.fill(response.header, self._kv.revision)
         self._hashes += 1
-        computed = asyncio.get_running_loop().run_in_executor(None, source.digest)
-        computed.add_done_callback(partial(self._hash_kv_done, call, response))
+        self._context.reads.run(call, self._hash_kv_job(call, request.revision))
+
+    def _hash_kv_job(self, call: Call, revision: int) -> Job:
+        """Gather in turns with other reads, then compute beside the loop."""
+        computed = None
+        try:
+            source, spent = yield from finish(lambda: self._kv.read_hash(revision))
+            if isinstance(source, Refused):
+                raise RpcError(*errors.of_kv_error(source.error))
+            response = _HashKVResponse(compact_revision=source.compact_revision, hash_revision=source.revision)
+            self._context.fill(response.header, self._kv.revision)
+            computed = asyncio.get_running_loop().run_in_executor(None, source.digest)
+            computed.add_done_callback(partial(self._hash_kv_done, call, response))
+            return spent
+        finally:
+            if computed is None:  # refused, or the client has gone
+                self._hashes -= 1
 
     def _hash_kv_done(self, call: Call, response: Any, computed: asyncio.Future[int]) -> None:
         self._hashes -= 1

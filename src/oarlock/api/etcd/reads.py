@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 from oarlock.api.etcd import codec
 from oarlock.api.grpc import Call, GrpcConnection
 from oarlock.api.limits import Limits
 from oarlock.machines.kv.commands import Range, RangeResult, Refused, Txn, TxnResult
-from oarlock.machines.kv.reading import STEP_UNITS, UNIT_BYTES, Reading, StateReplaced
+from oarlock.machines.kv.reading import STEP_UNITS, UNIT_BYTES, Reading, StateReplaced, Stepped
 
 Job: TypeAlias = Generator[tuple[int, int], None, int]
 """Yields, and at its end returns (without the second), the units of a step and the bytes that are held after it."""
@@ -142,8 +142,13 @@ class Readable(Protocol):
 
 def read(kv: Readable, request: Range | Txn) -> Steps[tuple[RangeResult | TxnResult | Refused, int]]:
     """The result of a read, and the units of its last step."""
+    return (yield from finish(lambda: kv.read(request)))
+
+
+def finish(begin: Callable[[], Stepped[T] | Refused]) -> Steps[tuple[T | Refused, int]]:
+    """The result of what `begin` begins to read, and the units of its last step."""
     while True:
-        reading = kv.read(request)
+        reading = begin()
         if isinstance(reading, Refused):
             return reading, 1
         try:
@@ -176,8 +181,10 @@ def _encode_range(header: bytes, result: RangeResult) -> Steps[bytes]:
         return codec.range_response(header, result)
     parts = [header]
     held = 0
-    for first in range(0, len(kvs), ENCODE_KEYS):
-        part = codec.key_values(kvs[first : first + ENCODE_KEYS])
+    kvs.reverse()
+    while kvs:  # which lets go of them as it goes: all at once would take long
+        part = codec.key_values(kvs[: -ENCODE_KEYS - 1 : -1])
+        del kvs[-ENCODE_KEYS:]
         parts.append(part)
         held += 2 * len(part)
         yield len(part) // UNIT_BYTES + ENCODE_KEYS // 4, held

@@ -81,7 +81,7 @@ from oarlock.machines.kv.encoding import (
 )
 from oarlock.machines.kv.events import WatchEvent
 from oarlock.machines.kv.fresh import FreshReplacement, FreshStart
-from oarlock.machines.kv.hashing import HashSource
+from oarlock.machines.kv.hashing import HashReading
 from oarlock.machines.kv.history import Walk
 from oarlock.machines.kv.layout import (
     ALARMS,
@@ -266,15 +266,14 @@ class KvMachine:
         """A digest (16 bytes) of all changes up to `applied_index`: alike on every member, whatever its store."""
         return self._digest
 
-    def hash_source(self, revision: int = 0) -> HashSource | Refused:
-        """What the hash of all key-values up to `revision` (0: the present one) is made of. As etcd: what is compacted
-        has none, and below the first revision there is nothing."""
+    def read_hash(self, revision: int = 0) -> HashReading | Refused:
+        """Begin to gather what the hash of all key-values up to `revision` (0: the present one) is made of. As etcd:
+        what is compacted has none, and below the first revision there is nothing."""
         if 0 < revision <= self._compact_revision:
             return Refused(KvError.COMPACTED, self._revision)
         if revision > self._revision:
             return Refused(KvError.FUTURE_REVISION, self._revision)
-        log = self._log.items(_place(max(self._compact_revision, 0) + 1, 0))
-        return HashSource(revision or self._revision, self._compact_revision, self._current.items(), log)
+        return HashReading(self, self._log, revision)
 
     def changes(self, start: int, end: int | None = None, *, limit: int = 0) -> list[Change]:
         """The log from main revision `start` up to but not including `end`, in order.

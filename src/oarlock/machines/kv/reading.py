@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from heapq import merge
 from itertools import islice
 from operator import itemgetter
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from oarlock.machines.kv.commands import (
     Compare,
@@ -52,6 +52,7 @@ RANGE_BYTES_MAX: Final = 64 << 20
 
 Steps: TypeAlias = Generator[None, None, "T"]
 T = TypeVar("T")
+R = TypeVar("R")
 
 _first = itemgetter(0)
 _NOTHING = KeyValue(b"", 0, 0, 0, b"", 0)
@@ -108,17 +109,16 @@ class Source(Protocol):
     def walk_back(self, walk: Walk, revision: int, steps: int) -> int: ...
 
 
-class Reading:
-    """One read. `step` until it says that it is done, then look at `result`; `close` in any case.
+class Stepped(Generic[R]):
+    """Something that is read in steps. `step` until it says that it is done, then look at `result`; `close` in any
+    case. A subclass says what is done in `_read`; its `begun` is set where the moment is that will be shown.
 
     `now` is the revision that is the present: another than the machine's within a transaction that has written.
     """
 
-    def __init__(self, source: Source, request: Range | Txn, now: int = 0, bytes_max: int = 0) -> None:
+    def __init__(self, source: Source, now: int = 0) -> None:
         self._source = source
         self._now = now or source.revision
-        self._fixed = bool(now)
-        self._bytes_max = bytes_max or RANGE_BYTES_MAX
         self._moment: Moment | None = None
         self.begun = False
         """Whether what is read is settled: nothing that happens from now on shows."""
@@ -131,8 +131,11 @@ class Reading:
         self.spent = 0
         """Units of the last step."""
 
-        self.result: RangeResult | TxnResult | Refused | None = None
-        self._steps = self._read(request)
+        self.result: R | Refused | None = None
+        self._steps = self._read()
+
+    def _read(self) -> Steps[R]:
+        raise NotImplementedError
 
     def step(self, units: int = STEP_UNITS) -> bool:
         """Go on for about so many units; whether the result is there. Raises `StateReplaced`."""
@@ -156,12 +159,78 @@ class Reading:
             self._source.moments.append(self._moment)
         return False
 
-    def whole(self) -> RangeResult | TxnResult | Refused:
+    def whole(self) -> R | Refused:
         """The result, at once."""
         while not self.step(1 << 62):
             pass
         assert self.result is not None
         return self.result
+
+    def close(self) -> None:
+        """Nobody reads on. Idempotent."""
+        moment, self._moment = self._moment, None
+        if moment is not None and not moment.lost:
+            self._source.moments.remove(moment)
+        self._steps.close()
+
+    def _spend(self, units: int) -> bool:
+        self._left -= units
+        return self._left <= 0
+
+    def _page(
+        self, start: bytes, end: bytes | None, reverse: bool, revision: int, most: int = PAGE_KEYS
+    ) -> Steps[tuple[list[bytes], bytes | None]]:
+        """The next records of a range as they were at `revision`, and where to go on (see `Table.page`)."""
+        source, moment = self._source, self._moment
+        limit = max(min(PAGE_KEYS, most, self._left), 1)
+        pairs, stop = source.current.page(start, end, limit, PAGE_BYTES, reverse=reverse)
+        self._left -= 1 + len(pairs)
+        past = revision < self._now
+        if not past and (moment is None or not moment.changed.data):
+            records = [record for _, record in pairs]
+            self._left -= sum(map(len, records)) // UNIT_BYTES
+            return records, stop
+        ends = [stop]
+        found: dict[bytes, tuple[bytes | None, bytes | None]] = {key: (record, None) for key, record in pairs}
+        if past:
+            deleted, stop = source.tombstones.page(start, end, limit, PAGE_BYTES, reverse=reverse)
+            self._left -= len(deleted)
+            ends.append(stop)
+            found.update((key, (None, place)) for key, place in deleted)
+        if moment is not None:
+            changed = moment.changed
+            keys = changed.keys(start, end, limit, reverse)
+            self._left -= len(keys)
+            ends.append((keys[-1] if reverse else keys[-1] + b"\0") if len(keys) == limit else None)
+            found.update((key, changed.data[key]) for key in keys)
+        self._left -= len(found)  # putting them together costs as much again
+        stop = nearest(ends, reverse)
+        records = []
+        for key in sorted(found, reverse=reverse):
+            if stop is not None and (key < stop if reverse else key >= stop):
+                continue
+            record, deletion = found[key]
+            if past:
+                walk = Walk(key, record, deletion)
+                while (left := source.walk_back(walk, revision, max(self._left, 0))) < 0:
+                    self._left = 0
+                    yield
+                self._left = min(self._left, left)
+                record = walk.record
+            if record is not None:
+                records.append(record)
+        self._left -= sum(map(len, records)) // UNIT_BYTES
+        return records, stop
+
+
+class Reading(Stepped["RangeResult | TxnResult"]):
+    """One read: a range, or a transaction of nothing but ranges."""
+
+    def __init__(self, source: Source, request: Range | Txn, now: int = 0, bytes_max: int = 0) -> None:
+        self._request = request
+        self._fixed = bool(now)
+        self._bytes_max = bytes_max or RANGE_BYTES_MAX
+        super().__init__(source, now)
 
     def holds(self, compare: Compare) -> bool:
         """Whether a compare holds now, at once."""
@@ -172,17 +241,10 @@ class Reading:
             return bool(end.value)
         raise AssertionError("a compare did not come to its end")
 
-    def close(self) -> None:
-        """Nobody reads on. Idempotent."""
-        moment, self._moment = self._moment, None
-        if moment is not None and not moment.lost:
-            self._source.moments.remove(moment)
-        self._steps.close()
-
     # -- the generators. They yield when a step is over.
 
-    def _read(self, request: Range | Txn) -> Steps[RangeResult | TxnResult]:
-        source = self._source
+    def _read(self) -> Steps[RangeResult | TxnResult]:
+        source, request = self._source, self._request
         ranges = [request] if isinstance(request, Range) else list(_ranges(request))
         for each in ranges:
             if each.range_end and (each.count_only or each.limit > 0) and not 0 < each.revision < source.revision:
@@ -314,10 +376,6 @@ class Reading:
         more = 0 < request.limit < len(records)
         return RangeResult(now, records[: request.limit] if more else records, more, count)
 
-    def _spend(self, units: int) -> bool:
-        self._left -= units
-        return self._left <= 0
-
     def _count(self, start: bytes, end: bytes | None) -> int:
         """How many keys there were in a range when this began."""
         source = self._source
@@ -329,51 +387,6 @@ class Reading:
                 count += (changed.data[key][0] is not None) - (source.current.get(key) is not None)
         self._left -= 1
         return count
-
-    def _page(
-        self, start: bytes, end: bytes | None, reverse: bool, revision: int, most: int = PAGE_KEYS
-    ) -> Steps[tuple[list[bytes], bytes | None]]:
-        """The next records of a range as they were at `revision`, and where to go on (see `Table.page`)."""
-        source, moment = self._source, self._moment
-        limit = max(min(PAGE_KEYS, most, self._left), 1)
-        pairs, stop = source.current.page(start, end, limit, PAGE_BYTES, reverse=reverse)
-        self._left -= 1 + len(pairs)
-        past = revision < self._now
-        if not past and (moment is None or not moment.changed.data):
-            records = [record for _, record in pairs]
-            self._left -= sum(map(len, records)) // UNIT_BYTES
-            return records, stop
-        ends = [stop]
-        found: dict[bytes, tuple[bytes | None, bytes | None]] = {key: (record, None) for key, record in pairs}
-        if past:
-            deleted, stop = source.tombstones.page(start, end, limit, PAGE_BYTES, reverse=reverse)
-            self._left -= len(deleted)
-            ends.append(stop)
-            found.update((key, (None, place)) for key, place in deleted)
-        if moment is not None:
-            changed = moment.changed
-            keys = changed.keys(start, end, limit, reverse)
-            self._left -= len(keys)
-            ends.append((keys[-1] if reverse else keys[-1] + b"\0") if len(keys) == limit else None)
-            found.update((key, changed.data[key]) for key in keys)
-        self._left -= len(found)  # putting them together costs as much again
-        stop = nearest(ends, reverse)
-        records = []
-        for key in sorted(found, reverse=reverse):
-            if stop is not None and (key < stop if reverse else key >= stop):
-                continue
-            record, deletion = found[key]
-            if past:
-                walk = Walk(key, record, deletion)
-                while (left := source.walk_back(walk, revision, max(self._left, 0))) < 0:
-                    self._left = 0
-                    yield
-                self._left = min(self._left, left)
-                record = walk.record
-            if record is not None:
-                records.append(record)
-        self._left -= sum(map(len, records)) // UNIT_BYTES
-        return records, stop
 
 
 class _InOrder:
@@ -424,13 +437,20 @@ class _Sorted:
 
     def merged(self, spend: Callable[[int], bool]) -> Steps[list[bytes]]:
         """All that is wanted, in order."""
-        merging = merge(*self._runs, key=_first, reverse=self._reverse)
+        merging = merge(*map(_taken_from, self._runs), key=_first, reverse=self._reverse)
         records: list[bytes] = []
         while part := list(islice(merging, min(PAGE_KEYS, self._wanted - len(records)) if self._wanted else PAGE_KEYS)):
             records += [record for _, record in part]
             if spend(len(part)):
                 yield
         return records
+
+
+def _taken_from(run: list[tuple[int | bytes, bytes]]) -> Iterator[tuple[int | bytes, bytes]]:
+    """In order, and let go of as they are taken."""
+    run.reverse()
+    while run:
+        yield run.pop()
 
 
 def _size(run: list[tuple[int | bytes, bytes]]) -> int:
