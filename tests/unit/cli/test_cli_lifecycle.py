@@ -149,7 +149,7 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
 def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(5)
+        manager.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         assert run(Fake()) == Exit.CLEAN
         assert [manager.recv(100), manager.recv(100)] == [b"READY=1", b"STOPPING=1"]
