@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from oarlock.embed.calls import Calls
 from oarlock.embed.found import discovered
@@ -21,7 +21,7 @@ from oarlock.embed.status import MemberStatus, NodeStatus
 from oarlock.errors import ConfigurationError, NoLeader, RaftError, Stopped, WrongDirectory
 from oarlock.machines.objects.claims import HolderUnknown, OneAtATime
 from oarlock.machines.objects.declare import Binding, check_timeout
-from oarlock.machines.objects.machine import ACTIVATE, ANNOUNCE, ObjectMachine
+from oarlock.machines.objects.machine import ACTIVATE, ANNOUNCE, NotDeterministic, ObjectMachine
 from oarlock.node.bootstrap import NodeOptions, start_node
 from oarlock.node.replica.directory import decode_record
 from oarlock.node.replica.member import MemberLimits
@@ -31,6 +31,9 @@ from oarlock.raft.types import MemberRole
 from oarlock.storage.real_disk import RealDisk
 from oarlock.storage.wal import WriteAheadLog
 from oarlock.transport.roster import NoRoster, ask_anyone
+
+if TYPE_CHECKING:
+    from oarlock.embed.hashseed import SecondProcess
 
 _log = logging.getLogger(__name__)
 logging.getLogger("oarlock").addHandler(logging.NullHandler())  # as libraries do: the program decides what is shown
@@ -54,6 +57,7 @@ class Engine:
         objects: ObjectMachine,
         leader_claims: OneAtATime,
         bind: Callable[[Calls], Binding],
+        second: SecondProcess | None,
     ) -> None:
         self.options = options
         self.node = node
@@ -61,6 +65,7 @@ class Engine:
         self._objects = objects
         self._leader_claims = leader_claims
         self._closed = False
+        self._second = second
         loop = asyncio.get_running_loop()
         self.calls = Calls(node, objects, loop, threading.get_ident(), options.lease_reads)
         self.calls.holders = Holders(self.calls, options.name, options.lease_ttl)
@@ -74,6 +79,7 @@ class Engine:
     async def aclose(self, timeout: float) -> None:
         """Hand leadership over, answer what is under way, close. At most `timeout` seconds, about."""
         self._closed = True
+        told = self.node.halted.done()
         self.calls.closing = True
         tasks, self._tasks = self._tasks, []
         for task in tasks:
@@ -86,6 +92,10 @@ class Engine:
             timeout = min(timeout, CLOSE_ALONE_S)
         await self.node.stop(timeout_s=timeout)
         self._objects.unbind()
+        if self._second is not None:
+            await asyncio.to_thread(self._second.close)
+            if self._second.found and not told:
+                raise NotDeterministic(self._second.found)
 
     async def ready(self, timeout: float | None = None) -> None:
         """Wait until the group has a leader and this member is in step with it. Raises `NoLeader` after `timeout` s."""
@@ -274,7 +284,11 @@ class Engine:
 
 
 async def start_engine(
-    options: Options, objects: ObjectMachine, leader_claims: OneAtATime, bind: Callable[[Calls], Binding]
+    options: Options,
+    objects: ObjectMachine,
+    leader_claims: OneAtATime,
+    bind: Callable[[Calls], Binding],
+    second: SecondProcess | None = None,
 ) -> Engine:
     """Recover what the directory holds and take part. Raises `ConfigurationError` or `StorageError`."""
     if options.discover:
@@ -307,7 +321,7 @@ async def start_engine(
             "directory of its own",
             path=options.data_dir,
         )
-    return Engine(options, node, objects, leader_claims, bind)
+    return Engine(options, node, objects, leader_claims, bind, second)
 
 
 async def _joining(options: NodeOptions, urls: Sequence[str]) -> NodeOptions:

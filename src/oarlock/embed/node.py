@@ -50,8 +50,8 @@ class Node(Generic[M]):
       timeouts; one whose process ends is missed at once.
     - `lease_reads`: let the leader answer queries of `consistency="lease"` from its lease, without a round of messages
       (diss. 6.4.1); `"linearizable"` ones go on to ask a majority. Every member must say the same.
-    - `development`: run every command on a second copy too and stop where the two differ, to find commands that are
-      not deterministic. Twice the work.
+    - `development`: run every command on a second copy too, and in a second process with another PYTHONHASHSEED, and
+      stop where they differ, to find commands that are not deterministic. Three times the work.
     - `lease_ttl`: seconds after which what a dead member held (locks, elections, ...) is free again.
     - `timeout`: seconds that a call without a time limit of its own waits for an answer.
     - `tls`: certificates for the connections between members.
@@ -88,6 +88,7 @@ class Node(Generic[M]):
         )  # fmt: skip
         self._leader_claims = OneAtATime()
         self._objects = ObjectMachine(machine, check=development, builtin={"@leader": self._leader_claims})
+        self._development = development
         self._engine: Engine | None = None
         self._bind: Callable[[Calls], Binding] = lambda calls: calls
         self._starting: asyncio.Task[Engine] | None = None
@@ -107,7 +108,12 @@ class Node(Generic[M]):
         self._begun = True
         from oarlock.embed.engine import start_engine
 
-        work = start_engine(self._options, self._objects, self._leader_claims, self._bind)
+        second = None
+        if self._development:
+            from oarlock.embed.hashseed import SecondProcess
+
+            self._objects.mirror = second = SecondProcess()
+        work = start_engine(self._options, self._objects, self._leader_claims, self._bind, second)
         self._starting = asyncio.get_running_loop().create_task(work, name=f"oarlock start of {self.name}")
         _open_nodes.add(self)
         try:
@@ -115,6 +121,8 @@ class Node(Generic[M]):
         except BaseException:
             _open_nodes.discard(self)
             self._objects.unbind()  # it may be given to another node
+            if second is not None:
+                second.close()
             task = asyncio.current_task()
             if self._starting.cancelled() and (task is None or not task.cancelling()):
                 raise RuntimeError(f"node {self.name!r} was closed while it started") from None

@@ -18,7 +18,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from oarlock.errors import RaftError, Rejected
 from oarlock.machines.base import Context
@@ -324,6 +324,18 @@ def _exceptions(machines: Iterable[type]) -> dict[str, type[BaseException]]:
     return found
 
 
+class Mirror(Protocol):
+    """Somebody else who is told of everything that a machine with `check` applies."""
+
+    def before(self, machine: ObjectMachine) -> None: ...
+
+    def applied(
+        self, context: Context, commands: Sequence[bytes], results: Sequence[object], state: bytes, shown: str
+    ) -> None: ...
+
+    def loaded(self, machine: ObjectMachine) -> None: ...
+
+
 class ObjectMachine(VolatileMachine):
     """`root` and its parts as one machine. With `check`, every command also runs on a second copy, which must end in
     the same state with the same result (`NotDeterministic` otherwise): twice the work, for development. `builtin` are
@@ -351,6 +363,7 @@ class ObjectMachine(VolatileMachine):
         self._custom = [has_own_snapshot(part) for _, part in self.spec.parts]
         self._shadow: ObjectMachine | None = None
         self._check = check
+        self.mirror: Mirror | None = None
         for _, part in self.spec.parts:
             if BINDING in vars(part):
                 raise RuntimeError(
@@ -462,21 +475,26 @@ class ObjectMachine(VolatileMachine):
         if self._shadow is None:
             self._shadow = self._copy()
         shadow = self._shadow
+        if self.mirror is not None:
+            self.mirror.before(self)
         results = super().apply(context, commands)
         again = shadow.apply(context, commands)
         for data, first, second in zip(commands, results, again, strict=True):
             if first != second:
                 raise NotDeterministic(
-                    f"{self._call_text(data)} gave {self._result_text(first)} on one copy of the state and "
-                    f"{self._result_text(second)} on another: a command may use only its state, its arguments and "
+                    f"{self._call_text(data)} gave {self.result_text(first)} on one copy of the state and "
+                    f"{self.result_text(second)} on another: a command may use only its state, its arguments and "
                     "self.context (not the clock, random, id(), hash() or the order of a set)"
                 )
-        if b"".join(self.dump()) != b"".join(shadow.dump()):
-            calls = ", ".join(map(self._call_text, commands[:5]))
+        state = b"".join(self.dump())
+        calls = ", ".join(map(self._call_text, commands[:5]))
+        if state != b"".join(shadow.dump()):
             raise NotDeterministic(
                 f"after {calls} two copies of the same state differ{self._difference(shadow)}: a command may use only "
                 "its state, its arguments and self.context (not the clock, random, id(), hash() or the order of a set)"
             )
+        if self.mirror is not None:
+            self.mirror.applied(context, commands, results, state, calls)
         return results
 
     def _own(self, context: Context, name: str, args: list[Any]) -> bytes:
@@ -625,6 +643,8 @@ class ObjectMachine(VolatileMachine):
             self.changed = {}
         if self._check:
             self._shadow = self._copy()
+        if self.mirror is not None:
+            self.mirror.loaded(self)
 
     def _dump_checked(self) -> None:
         """At the start: the state must go through a snapshot and come back the same. Raises `Unencodable`."""
@@ -654,7 +674,7 @@ class ObjectMachine(VolatileMachine):
         text = f"{name}({', '.join(shown)})"
         return text if len(text) <= 200 else text[:197] + "..."
 
-    def _result_text(self, result: object) -> str:
+    def result_text(self, result: object) -> str:
         assert isinstance(result, bytes)
         text = repr(self.codec.decode(memoryview(result)[1:]))
         text = text if len(text) <= 200 else text[:197] + "..."
