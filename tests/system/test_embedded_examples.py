@@ -114,7 +114,7 @@ def test_the_tutorial_s_program_is_the_example() -> None:
     page = (ROOT / "docs" / "tutorial" / "replicate-an-object.md").read_text()
     shown = page.split("```python\n", 1)[1].split("```", 1)[0].splitlines()
     example = (ROOT / "examples" / "counter.py").read_text().splitlines()
-    body = [line for line in shown if line.strip() and not line.startswith("asyncio.run")]
+    body = [line for line in shown if line.strip() and not line.strip().startswith("asyncio.run")]
     assert len(body) > 20
     assert [line for line in body if line not in example] == []
 
