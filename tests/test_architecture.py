@@ -95,6 +95,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "oarlock.api.proto",
         "oarlock.blocking",
     ),
+    "oarlock.contrib": ("oarlock.client", "oarlock.machines.objects.values"),
     "oarlock.lab": (
         *BELOW,
         "oarlock.node",

@@ -436,6 +436,19 @@ class Client:
         be kept alive in time, the body is cancelled and `LeaseExpired` raised."""
         return Lease(self, ttl, id)
 
+    async def grant(self, ttl: int, *, id: int = 0) -> int:
+        """A lease that nobody keeps alive; gives its id."""
+        return await Lease(self, ttl, id).grant()
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease now, with all keys attached to it. One that has ended is no error."""
+        await Lease.known(self, lease).revoke()
+
+    async def time_to_live(self, lease: int) -> int:
+        """Seconds that a lease has left; -1 if it has ended."""
+        left: int = (await Lease.known(self, lease).time_to_live()).TTL
+        return left
+
     def lock(self, name: Text, *, ttl: int = 10) -> Lock:
         """`async with client.lock("name") as lock`: one client at a time; `lock.token` is the fencing token."""
         return Lock(self, raw(name), ttl)

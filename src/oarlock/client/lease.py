@@ -58,6 +58,13 @@ class Lease:
         self._cancelled = False
         self._ending = False
 
+    @classmethod
+    def known(cls, client: Client, lease_id: int) -> Self:
+        """One that was granted before, by whomever."""
+        lease = cls(client, 1, lease_id)
+        lease.id = lease_id
+        return lease
+
     async def grant(self) -> int:
         """Get the lease without keeping it alive; gives its id."""
         loop = asyncio.get_running_loop()

@@ -270,6 +270,18 @@ class Client:
     def lease(self, ttl: int, *, id: int = 0) -> Held[AsyncLease]:
         return Held(self, self._client.lease(ttl, id=id))
 
+    def grant(self, ttl: int, *, id: int = 0) -> int:
+        """A lease that nobody keeps alive; gives its id."""
+        return self.run(self._client.grant(ttl, id=id))
+
+    def revoke(self, lease: int) -> None:
+        """End a lease now, with all keys attached to it. One that has ended is no error."""
+        self.run(self._client.revoke(lease))
+
+    def time_to_live(self, lease: int) -> int:
+        """Seconds that a lease has left; -1 if it has ended."""
+        return self.run(self._client.time_to_live(lease))
+
     def lock(self, name: Text, *, ttl: int = 10) -> Held[Lock]:
         return Held(self, self._client.lock(name, ttl=ttl))
 
