@@ -87,6 +87,25 @@ async def connected(cluster: LocalCluster, **options: Any) -> AsyncIterator[Clie
 
 
 @synchronous
+async def test_what_was_left_is_not_valid(cluster: LocalCluster) -> None:
+    async with connected(cluster) as client:
+        async with client.lease(60) as lease:
+            assert lease.valid
+        assert not lease.valid
+        async with client.lock("left") as lock:
+            assert lock.valid
+        assert not lock.valid
+        async with client.election("left").campaign("me") as leadership:
+            assert leadership.valid
+        assert not leadership.valid
+        granted = await client.grant(60)
+        assert 50 < await client.time_to_live(granted) <= 60
+        await client.revoke(granted)
+        await client.revoke(granted)
+        assert await client.time_to_live(granted) == -1
+
+
+@synchronous
 async def test_keys_and_values(cluster: LocalCluster) -> None:
     async with connected(cluster) as client:
         assert await client.get("a") is None

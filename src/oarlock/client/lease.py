@@ -80,6 +80,7 @@ class Lease:
 
     async def revoke(self) -> None:
         """End it now, with all keys attached to it. One that has ended is no error."""
+        self.valid_until = float("-inf")  # from the asking on: whether the answer comes or not
         try:
             await self._client.call(
                 "/etcdserverpb.Lease/LeaseRevoke", _RevokeRequest(ID=self.id), _RevokeResponse, reads=True
