@@ -386,7 +386,7 @@ def test_leases_have_bounds(cluster: LocalCluster) -> None:
             lease = leases.until(now + seconds)
             left = client.time_to_live(lease)
             assert min(seconds, 4_000_000_000) <= left + 1
-            assert left <= max(seconds * 1.3, seconds + 6)
+            assert left <= max(seconds * 1.3, seconds + 30), "a new leader may give it some time again"
 
 
 def test_threads_and_caches_share_a_connection_and_a_fork_has_its_own(
