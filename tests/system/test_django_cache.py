@@ -62,7 +62,7 @@ def configured() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with cluster_of(3) as made:
+    with cluster_of(3, steady=False) as made:
         yield made
 
 
