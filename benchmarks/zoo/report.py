@@ -70,7 +70,7 @@ def summary(results: Results) -> str:
     waiting = sum(excluded.waiting for excluded in EXCLUDED)
     return (
         f"{len(killed)} of {len(ran)} defects killed, in {median(killed):g} seeds at the median and {p95} at the 95th "
-        f"percentile; {len(EXCLUDED) - waiting} cannot be expressed, {waiting} wait for their parts"
+        f"percentile; {len(EXCLUDED) - waiting} cannot be expressed or have no effect, {waiting} wait for their parts"
     )
 
 
@@ -83,7 +83,7 @@ def page(results: Results) -> str:
     out += ["## Defects", "", *_table(DEFECTS, results)]
     out += ["", "## Liberties that must survive", "", *_table(LIBERTIES, results)]
     out += ["", "## Assumptions that must matter", "", *_table(MUST_BREAK, results)]
-    out += ["", "## Not expressible", "", "| id | defect | why |", "| --- | --- | --- |"]
+    out += ["", "## Not expressible, or without effect", "", "| id | defect | why |", "| --- | --- | --- |"]
     out += [f"| {e.id} | {e.name} | {e.why} |" for e in EXCLUDED if not e.waiting]
     out += ["", "## Waiting", "", "| id | defect | for |", "| --- | --- | --- |"]
     out += [f"| {e.id} | {e.name} | {e.why} |" for e in EXCLUDED if e.waiting]

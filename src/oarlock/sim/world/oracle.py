@@ -69,6 +69,9 @@ class Watched:
         "previous",
         "seen",
         "vote_terms",
+        "contact",
+        "asked",
+        "term",
     )
 
     def __init__(self, initial: Configuration) -> None:
@@ -83,6 +86,9 @@ class Watched:
         self.led_term: Term = 0  # nonzero while it leads
         self.vote_terms: dict[Term, NodeId] = {}
         self.matched: dict[NodeId, tuple[Progress, Index]] = {}  # of a leader: how far it counted each follower
+        self.contact = 0  # on its own clock: when it last heard a leader, or began
+        self.asked: dict[NodeId, RequestVote] = {}  # by whom it was asked for a PreVote in this turn
+        self.term: Term = 0  # when the last turn ended
         self.seen: tuple[object, object] = (None, None)  # the configurations last compared: the member's and the log's
 
 
@@ -353,6 +359,8 @@ class Oracle:
     def started(self, process: Process) -> None:
         """A life begins; the member stands where its disk says."""
         watched = self.watched[process.id]
+        watched.contact = process.clock.read(process.world.now)
+        watched.asked.clear()
         core = process.core
         state = watched.disk.hard_state
         if core.current_term != state.term or core.voted_for != state.vote:
@@ -389,6 +397,8 @@ class Oracle:
                 )  # fmt: skip
             self._committed(process, watched, commit)
             watched.commit = commit
+        if process.world.swarm.pre_vote:
+            self._look_for_requests(process, watched, events)
         in_force = watched.configuration
         watched.configuration = log.configurations[-1]
         if watched.seen[0] is not core.configuration or watched.seen[1] is not log.configuration:
@@ -435,6 +445,42 @@ class Oracle:
                     "ELT", f"member {process.id} heard {event.sender}, the leader of its term {core.current_term}, and "
                     "goes on asking for votes"
                 )  # fmt: skip
+
+    @staticmethod
+    def _look_for_requests(process: Process, watched: Watched, events: Sequence[object]) -> None:
+        """Who asked this member for a PreVote in this turn, and when it heard a leader."""
+        watched.asked.clear()
+        heard = bool(watched.led_term)
+        for event in events:
+            if isinstance(event, MessageReceived):
+                message = event.message
+                if isinstance(message, RequestVote):
+                    if message.pre_vote:
+                        watched.asked[event.sender] = message
+                elif isinstance(message, AppendEntries | Heartbeat | InstallSnapshot):
+                    heard = heard or message.term >= watched.term
+        watched.term = process.core.current_term
+        if heard:
+            watched.contact = process.clock.read(process.world.now)
+
+    def _refused(self, process: Process, watched: Watched, candidate: NodeId) -> None:
+        """A PreVote is refused for a reason: a log that is behind, a term that is over, or a leader that is alive.
+
+        Else members that lost one leader keep each other from electing the next. (diss. 9.6)
+        """
+        asked = watched.asked.get(candidate)
+        core = process.core
+        if asked is None or core.is_leader or asked.term <= core.current_term:
+            return
+        log, world = watched.log, process.world
+        if (asked.last_log_term, asked.last_log_index) < (log.last_term, log.last_index):
+            return
+        silence = process.clock.read(world.now) - watched.contact
+        if silence >= world.swarm.timeout and not world.is_foreign(candidate):
+            raise Violation(
+                "ELT", f"member {process.id} refuses {candidate} a PreVote for term {asked.term}, for a leader not "
+                f"heard for {silence / world.swarm.timeout:.2f} election timeouts"
+            )  # fmt: skip
 
     def _elected(self, process: Process, watched: Watched, in_force: tuple[Index, Configuration]) -> None:
         core = process.core
@@ -594,6 +640,8 @@ class Oracle:
         match message:
             case RequestVote(pre_vote=False, term=term):
                 self._promised(process.id, watched, term, process.id)
+            case RequestVoteReply(granted=False, pre_vote=True):
+                self._refused(process, watched, to)
             case RequestVoteReply(granted=True, pre_vote=False, term=term):
                 self._promised(process.id, watched, term, to)
             case AppendEntries(entries=entries):
