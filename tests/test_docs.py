@@ -321,3 +321,12 @@ def test_every_example_is_run_by_a_test() -> None:
         name = example.relative_to(ROOT).as_posix()
         if example.is_file() and example.suffix not in (".md", ".pyc"):
             assert name in text, f"no test runs {name}"
+
+
+def test_every_name_of_the_library_is_in_its_reference() -> None:
+    import oarlock
+    import oarlock.sync
+
+    text = (DOCS / "reference" / "library.md").read_text()
+    for name in sorted({*oarlock.__all__, *oarlock.sync.__all__}):
+        assert re.search(rf"`[^`]*\b{name}\b", text) or f"## {name}" in text or f"@{name}" in text, name
