@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -71,11 +72,17 @@ def main() -> NoReturn:
         signal.signal(
             signal.SIGINT, signal.SIG_DFL
         )  # as etcdctl: verbs that have something to undo catch it themselves
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed before we began
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
+        sys.stderr.flush()
     except BrokenPipeError:
         reader_gone()
+    except OSError:
+        os._exit(code or failures.IO)  # said already, where that could be done
     sys.exit(code)
 
 
@@ -110,6 +117,8 @@ def run(words: Sequence[str]) -> int:
         return report("context canceled", "", failures.FAILED)
     except BrokenPipeError:
         return reader_gone()
+    except OSError as error:
+        return report(f"write /dev/stdout: {str(error.strerror).lower()}", "", failures.IO)
 
 
 def function(verb: Verb) -> Callable[[Run], int | None]:
@@ -168,7 +177,8 @@ def _help(words: Sequence[str]) -> int:
 
 def report(text: str, hint: str, code: int) -> int:
     """Say on stderr what was wrong, and what to do."""
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     if text:
         red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
         sys.stderr.write(f"{red}Error:{plain} {_safe(text)}\n")

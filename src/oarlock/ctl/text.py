@@ -205,6 +205,8 @@ def words(line: str) -> list[str]:
     >>> words('put "a b" \\'c d\\' -- -x')
     ['put', 'a b', 'c d', '--', '-x']
     """
+    if re.sub(_WORD, "", line).strip():
+        raise ValueError("a quote has no end")
     found = []
     for word in re.findall(_WORD, line):
         if word[0] == "'":

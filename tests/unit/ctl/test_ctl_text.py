@@ -84,8 +84,9 @@ def test_json_is_json(value: dict[str, str]) -> None:
 def test_words_of_a_line() -> None:
     assert text.words('put "a b" \'c "d\' `e\\n` f\\g --x=1') == ["put", "a b", 'c "d', "e\\n", "f\\g", "--x=1"]
     assert text.words("") == []
-    with pytest.raises(ValueError):
-        text.words('put "\\q"')
+    for wrong in ('put "\\q"', 'put "a b', "'", 'get "a" `b'):
+        with pytest.raises(ValueError):
+            text.words(wrong)
 
 
 def test_a_table() -> None:
