@@ -1,5 +1,11 @@
-"""`python -m benchmarks`, which `make bench` runs: the comparison with etcd. Arguments are those of `compare_etcd`."""
+"""`python -m benchmarks`, which `make bench` runs: everything that is measured side by side with etcd. With arguments,
+which are those of `compare_etcd`, that alone."""
 
-from benchmarks.compare_etcd import main
+import sys
 
-main()
+from benchmarks import compare_etcd, keep_alives, watch
+
+compare_etcd.main()
+if len(sys.argv) == 1:
+    watch.main([])
+    keep_alives.main([])

@@ -15,6 +15,7 @@ import contextlib
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -124,14 +125,14 @@ async def load(cluster: LocalCluster, endpoints: list[str], leases: list[int], s
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--member", choices=["all", "leader", "follower"], default="all")
     parser.add_argument("--flag", action="append", default=[], help="a flag of `oarlock serve`, for our members")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     programs: list[Program] = [oarlock_program().with_flags(*options.flag), etcd_program()]
     with contextlib.ExitStack() as stack:
         sides = []

@@ -2,7 +2,8 @@
 
     python -m benchmarks.load --endpoint 127.0.0.1:2379 --method put --clients 64 --seconds 3
 
-Prints one JSON object: requests, errors, seconds, latencies in microseconds, and its own CPU time.
+Prints one JSON object: requests, errors, seconds, latencies in microseconds, and its own CPU time. With the method
+`txn` every request is a transaction of `TXN_PUTS` puts, and the puts are what is counted.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import sys
 import time
 from typing import Final
 
-from benchmarks.raw_grpc import PUT, RANGE, CallFailed, Wire, address, put_request, range_request
+from benchmarks.raw_grpc import PUT, RANGE, TXN, CallFailed, Wire, address, put_request, range_request, txn_of_puts
 
 KEY_BYTES: Final = 16
 VALUE_BYTES: Final = 256
 KEY_SPACE: Final = 100_000
 DRAIN_SECONDS: Final = 10.0
+TXN_PUTS: Final = 100
+PATHS: Final = {"put": PUT, "range": RANGE, "txn": TXN}
 
 
 def key_of(number: int) -> bytes:
@@ -57,7 +60,8 @@ def run(
     endpoints: list[str], method: str, clients: int, seconds: float, warm_up: float, key_space: int
 ) -> dict[str, object]:
     """Keep every client busy for `warm_up` and then, measured, for `seconds`."""
-    path = PUT if method == "put" else RANGE
+    path = PATHS[method]
+    counted = TXN_PUTS if method == "txn" else 1
     chance = random.Random(clients)
     randrange = chance.randrange
     value = value_of(clients)
@@ -68,8 +72,12 @@ def run(
         epoll.register(descriptor, select.EPOLLIN)
 
     def send(connection: Connection) -> None:
-        key = key_of(randrange(key_space))
-        connection.wire.request(put_request(key, value) if path is PUT else range_request(key))
+        if path is TXN:
+            message = txn_of_puts([(key_of(number), value) for number in chance.sample(range(key_space), TXN_PUTS)])
+        else:
+            key = key_of(randrange(key_space))
+            message = put_request(key, value) if path is PUT else range_request(key)
+        connection.wire.request(message)
         connection.sent_at = clock()
         connection.flush()
 
@@ -122,20 +130,20 @@ def run(
     return {
         "method": method,
         "clients": clients,
-        "requests": count,
+        "requests": count * counted,
         "errors": errors,
         "seconds": seconds,
-        "per_second": count / seconds,
+        "per_second": count * counted / seconds,
         "p50_us": 1e6 * latencies[count // 2],
         "p99_us": 1e6 * latencies[min(count - 1, count * 99 // 100)],
-        "client_cpu_us": 1e6 * cpu / count,
+        "client_cpu_us": 1e6 * cpu / (count * counted),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--endpoint", action="append", required=True, help="host:port; several are used in turn")
-    parser.add_argument("--method", choices=["put", "range"], required=True)
+    parser.add_argument("--method", choices=list(PATHS), required=True)
     parser.add_argument("--clients", type=int, required=True)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--warm-up", type=float, default=0.5)

@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -115,12 +116,12 @@ def measure(side: Side, streams: int, watches: int, seconds: float) -> dict[str,
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--only", choices=["oarlock", "etcd"])
     parser.add_argument("--read", nargs=3, metavar=("ENDPOINT", "STREAMS", "WATCHES"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.read:
         endpoint, streams, watches = options.read
         print(json.dumps(read(endpoint, int(streams), int(watches))), flush=True)

@@ -264,6 +264,12 @@ class Raft:
         return isinstance(self.role, Leader) and self.role.transfer is not None
 
     @property
+    def leaving(self) -> bool:
+        """Whether this leader is handing over, or has told somebody in this term to begin: that may be obeyed at any
+        later time, whatever followers hear from us."""
+        return isinstance(self.role, Leader) and (self.role.transfer is not None or self.role.lease_void)
+
+    @property
     def has_traces(self) -> bool:
         return bool(self._traces)
 

@@ -18,7 +18,7 @@ from oarlock.node.replica import MemberLimits
 from oarlock.node.replica import events as ev
 from oarlock.node.replica import leases as keeper_module
 from oarlock.node.replica.batch import decode_batch
-from oarlock.raft.events import MessageReceived
+from oarlock.raft.events import MessageReceived, TransferRequested
 from oarlock.raft.messages import LeaseAnswer, LeaseAsk
 from oarlock.raft.types import EntryKind
 
@@ -342,3 +342,53 @@ def test_an_answer_from_a_former_leader_sends_the_question_elsewhere() -> None:
     group.handle(third, MessageReceived(follower, LeaseAsk(term=1, request=3, renew=(7,))))
     replies = [m for s, to, m in group.network if s == third and to == follower and isinstance(m, LeaseAnswer)]
     assert replies == [LeaseAnswer(term=0, request=3, reason="not_leader")]
+
+
+def rounds(group: LeaseGroup, node: int) -> int:
+    """How many read rounds a member's keeper has asked for."""
+    return group.members[node]._lease_round
+
+
+def test_renewals_share_a_confirmation_for_half_a_heartbeat() -> None:
+    group = LeaseGroup()
+    leader = group.elect()
+    group.run_command(leader, LeaseGrant(7, 60))
+    assert group.renew(leader, 7) == [60]
+    before = rounds(group, leader)
+    half = group.members[leader].raft.config.heartbeat_interval_ns // 2
+    began = group.now
+    while group.now < began + half - MS:
+        assert group.renew(leader, 7) == [60]
+        assert group.renew(others_of(group)[0], 7, 8) == [60, 0]
+        group.now += 10 * MS
+    assert rounds(group, leader) == before
+    assert group.remaining(leader, 7) in (59, 60)
+    assert rounds(group, leader) == before + 1, "how long it has left is always asked for"
+    group.now += half
+    assert group.renew(leader, 7) == [60]
+    assert rounds(group, leader) == before + 2
+
+
+def test_a_cut_off_leader_renews_nothing_once_its_confirmation_is_old() -> None:
+    group = LeaseGroup()
+    leader = group.elect()
+    group.run_command(leader, LeaseGrant(7, 60))
+    assert group.renew(leader, 7) == [60]
+    group.isolate(leader)
+    group.now += group.members[leader].raft.config.heartbeat_interval_ns // 2
+    token = group.ask(leader, renew=(7,))
+    group.settle()
+    assert group.answer_to(token) is None
+
+
+def test_a_leader_that_hands_over_asks_each_time() -> None:
+    group = LeaseGroup()
+    leader = group.elect()
+    group.run_command(leader, LeaseGrant(7, 60))
+    assert group.renew(leader, 7) == [60]
+    for other in others_of(group):
+        group.cut |= {(leader, other), (other, leader)}
+    group.handle(leader, TransferRequested(99, 0))
+    token = group.ask(leader, renew=(7,))
+    group.settle()
+    assert group.answer_to(token) is None, "its successor may lead by now"

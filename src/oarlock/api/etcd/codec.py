@@ -167,7 +167,12 @@ def txn_op(response: RangeResult | PutResult | DeleteResult | TxnResult, body: b
 
 def txn_response(header: bytes, result: TxnResult) -> bytes:
     parts = [header, txn_begin(result)]
+    last: object = None
     for response in result.responses:
+        if response is last:  # puts that have nothing more to say than others of their transaction
+            parts.append(parts[-1])
+            continue
+        last = response
         match response:
             case RangeResult():
                 body = range_response(inner_header(response.revision), response)

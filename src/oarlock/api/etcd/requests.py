@@ -115,6 +115,9 @@ _Deletes = list[tuple[bytes, bytes]]
 def _check_intervals(ops: Sequence[Op]) -> tuple[_Puts, _Deletes]:
     """In one branch a key may be put once, and not be in a deleted range as well. Both branches of one nested
     transaction may put the same key, as only one of them runs. Returns what the branch puts and deletes."""
+    keys = {op.key for op in ops if type(op) is Put}
+    if len(keys) == len(ops):  # as nearly always
+        return keys, []
     deletes: _Deletes = [(op.key, op.range_end or op.key + b"\0") for op in ops if isinstance(op, DeleteRange)]
     puts: _Puts = set()
     for op in ops:

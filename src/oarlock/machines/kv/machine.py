@@ -528,9 +528,11 @@ class KvMachine:
         if isinstance(command, Range):
             return not 0 <= command.sort_target <= 4 or not 0 <= command.sort_order <= 2
         if isinstance(command, Txn):
-            return depth == TXN_DEPTH_MAX or any(
-                self._malformed(op, depth + 1) for op in (*command.success, *command.failure)
-            )
+            if depth == TXN_DEPTH_MAX:
+                return True
+            for op in (*command.success, *command.failure):
+                if not op.key if type(op) is Put else self._malformed(op, depth + 1):
+                    return True
         return False
 
     def _refuse_range(self, command: Range) -> Refused | None:
@@ -569,6 +571,8 @@ class KvMachine:
         """As etcd: first every put of the way taken, then every range, all against the state before."""
         ranges: list[Range] = []
         for op in taken(txn, iter(path)):
+            if type(op) is Put and not (op.lease or op.ignore_value or op.ignore_lease):
+                continue
             if isinstance(op, Range):
                 ranges.append(op)
             elif (refused := self._refuse_put(op, True)) is not None:
@@ -586,6 +590,8 @@ class KvMachine:
         count: there are only so many operations."""
         size = 0
         for op in ops:
+            if type(op) is Put:
+                continue
             limit = 0
             if isinstance(op, Range):
                 if op.count_only or not op.range_end:
@@ -604,10 +610,19 @@ class KvMachine:
 
     def _txn(self, txn: Txn, path: Iterator[bool], writes: _Writes) -> TxnResult:
         success = next(path)
-        responses = [
-            self._txn(op, path, writes) if isinstance(op, Txn) else self._op(op, writes)
-            for op in (txn.success if success else txn.failure)
-        ]
+        main, sub = writes.main, writes.sub
+        plain = PutResult(main)  # one for all puts that have nothing more to say
+        responses: list[PutResult | DeleteResult | RangeResult | TxnResult] = []
+        for op in txn.success if success else txn.failure:
+            if type(op) is Put and not (op.lease or op.ignore_value or op.ignore_lease):
+                previous = self._put(main, sub, op.key, op.value, 0)
+                sub += 1
+                responses.append(PutResult(main, previous) if op.prev_kv and previous is not None else plain)
+                continue
+            writes.sub = sub
+            responses.append(self._txn(op, path, writes) if isinstance(op, Txn) else self._op(op, writes))
+            sub = writes.sub
+        writes.sub = sub
         return TxnResult(0, success, responses)  # etcd gives a nested transaction no revision of its own
 
     def _op(self, op: Put | DeleteRange | Range, writes: _Writes) -> PutResult | DeleteResult | RangeResult:

@@ -33,6 +33,7 @@ ASKED_OF_OTHERS_MAX: Final = 100_000  # the same, by other members
 ASK_MAX: Final = 4096  # leases in one ask, hence in one message to the leader
 HEAP_STALE_MAX: Final = 1000  # deadlines of leases that are gone, beside as many as there are leases
 NEVER: Final = 2**63 - 1
+NEVER_YET: Final = -(2**63)
 
 
 class _Ask:
@@ -74,7 +75,14 @@ class LeaseKeeper:
     its own turns; effects collect in `out`, commands in `commands`, and `wants_round` asks for a read round."""
 
     def __init__(
-        self, machine: LeaseMachine, *, timeout_ns: int, retry_ns: int, pause_ns: int, first_request: int
+        self,
+        machine: LeaseMachine,
+        *,
+        timeout_ns: int,
+        retry_ns: int,
+        pause_ns: int,
+        first_request: int,
+        confirmed_ns: int = 0,
     ) -> None:
         self.out: list[MemberEffect] = []
         self.commands: list[bytes] = []
@@ -83,6 +91,7 @@ class LeaseKeeper:
         self._timeout_ns = timeout_ns  # how long an ask may take
         self._retry_ns = retry_ns  # after which a message without an answer is sent again
         self._pause_ns = pause_ns  # before a leader that refused is asked again
+        self._confirmed_ns = confirmed_ns  # how long renewals are answered by one confirmation
         self._request = first_request
         self._now = 0
 
@@ -109,6 +118,8 @@ class LeaseKeeper:
         self._expiry_round = 0  # token of the round that is to confirm us, 0: none
         self._expiry_confirmed = False
         self._rounds: dict[int, list[_Ask]] = {}  # token -> asks that it confirms
+        self._began: dict[int, int] = {}  # token -> when that round began
+        self._confirmed_at = NEVER_YET  # when the last round began that was confirmed
         self._new_round: list[_Ask] = []
         self._waiting: list[tuple[int, list[_Ask]]] = []  # confirmed, until this index is applied
         self._collecting: _Raise | None = None
@@ -209,9 +220,20 @@ class LeaseKeeper:
 
     # ------------------------------------------------------------------ the turn
 
-    def turn(self, now: int, leader: NodeId, term: Term, applied: int, *, leads: bool, in_step: bool) -> None:
+    def turn(
+        self,
+        now: int,
+        leader: NodeId,
+        term: Term,
+        applied: int,
+        *,
+        leads: bool,
+        in_step: bool,
+        leaving: bool = False,
+        committed: int = 0,
+    ) -> None:
         """Do what can be done now. `leads`: this member is the leader of `term`; `in_step`: its machine has applied an
-        entry of that term, hence everything that earlier leaders decided."""
+        entry of that term, hence everything that earlier leaders decided; `leaving`: it has asked another to lead."""
         self._now = now
         if self._term and (not leads or self._term != term):
             self._retreat()
@@ -227,7 +249,8 @@ class LeaseKeeper:
             for request, ask in list(self._sent.items()):
                 self._queue.append(ask)
                 del self._sent[request]
-        self._begin_queue(leader, term, leads)
+        fresh = not leaving and applied >= committed and now - self._confirmed_at < self._confirmed_ns
+        self._begin_queue(leader, term, leads, fresh=fresh)
         if self._sent:
             self._send_again()
         if self._term and self._running and now >= self._ticked_at + TICK_IDLE_NS:
@@ -236,7 +259,10 @@ class LeaseKeeper:
         if self._new_round or (self._due and not self._expiry_round and now >= self._expire_at):
             self.wants_round = True
 
-    def _begin_queue(self, leader: NodeId, term: Term, leads: bool) -> None:
+    def _begin_queue(self, leader: NodeId, term: Term, leads: bool, *, fresh: bool) -> None:
+        """`fresh`: a confirmation is so young that renewals need no other. A ceiling is honoured by whoever leads, so
+        what is promised below it is true even if somebody else leads since; that a lease was revoked meanwhile is all
+        that can be missed, for as long as `confirmed_ns`."""
         queue = self._queue
         if not queue:
             return
@@ -247,7 +273,9 @@ class LeaseKeeper:
             return
         for _ in range(len(queue)):
             ask = queue.popleft()
-            if self._term:
+            if self._term and fresh and not ask.query:
+                self._work(ask)
+            elif self._term:
                 self._new_round.append(ask)
             elif ask.sender != NOBODY and not leads:
                 self._fail(ask, NoLeader("not the leader"))
@@ -255,6 +283,8 @@ class LeaseKeeper:
                 queue.append(ask)  # until there is a leader, or until we are in step
             else:
                 self._pass_on(ask, leader, term)
+        if self._collecting is not None:
+            self._propose_raise()
 
     def _late(self, ask: _Ask) -> None:
         error: RaftError = NoLeader("no leader answered in time about leases")
@@ -321,6 +351,7 @@ class LeaseKeeper:
                     again.append(ask)
         self._deadlines, self._heap, self._due, self._ending = {}, [], {}, {}
         self._rounds, self._new_round, self._waiting = {}, [], []
+        self._began, self._confirmed_at = {}, NEVER_YET
         self._collecting, self._raises, self._raising, self._proposing = None, {}, {}, []
         self._ends, self._end_next = {}, []
         self._expiry_round, self._expiry_confirmed = 0, False
@@ -419,6 +450,7 @@ class LeaseKeeper:
     def begin_round(self, token: int) -> None:
         """A read round begins under `token`: `wants_round` was set."""
         self.wants_round = False
+        self._began[token] = self._now
         if self._new_round:
             self._rounds[token], self._new_round = self._new_round, []
         if self._due and not self._expiry_round and self._now >= self._expire_at:
@@ -426,6 +458,7 @@ class LeaseKeeper:
 
     def round_done(self, token: int, index: int) -> None:
         """We lead, or did after the round began; what was committed then is at or below `index`."""
+        self._confirmed_at = max(self._confirmed_at, self._began.pop(token, NEVER_YET))
         asks = self._rounds.pop(token, None)
         if asks is not None:
             self._waiting.append((index, asks))
@@ -434,6 +467,7 @@ class LeaseKeeper:
             self._expiry_confirmed = True
 
     def round_failed(self, token: int) -> None:
+        self._began.pop(token, None)
         asks = self._rounds.pop(token, None)
         if asks is not None:
             self._queue.extend(asks)

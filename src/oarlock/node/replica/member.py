@@ -239,6 +239,7 @@ class Member:
                 timeout_ns=self._timeout_ns,
                 retry_ns=config.election_timeout_ns,
                 pause_ns=config.heartbeat_interval_ns,
+                confirmed_ns=config.heartbeat_interval_ns // 2,
                 first_request=self._request,
             )
         self._lease_round = NUMBER_MAX  # tokens of the keeper's read rounds
@@ -728,6 +729,7 @@ class Member:
         keeper.turn(
             self._now, leader, raft.current_term, self.applied_index,
             leads=leads, in_step=self._applied_term == raft.current_term,
+            leaving=raft.leaving, committed=raft.commit_index,
         )  # fmt: skip
         if keeper.wants_round:
             self._lease_round += 1
