@@ -131,9 +131,10 @@ async def measure(machine: KvMachine, index: int, keys: int) -> None:
         if news is None:
             break
         if news[0] == "begin":
-            late, work, begun = 0.0, 0.0, time.perf_counter()
-        else:
+            begun = time.perf_counter()
+        else:  # what the loop did since the last one ended: the news of a beginning may come late
             rows.append((news[1], news[2], work, late, begun, time.perf_counter()))
+            late = work = 0.0
     stop.set()
     while not got.poll():  # noqa: ASYNC110
         await asyncio.sleep(0.01)

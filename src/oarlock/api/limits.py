@@ -14,6 +14,10 @@ class Limits:
     connections_max: int = 10_000
     """Open connections of all kinds. One more is closed as soon as it is accepted."""
 
+    connections_light_max: int = 64
+    """Connections that a host may always have. While half of `connections_max` are taken it has no more than an equal
+    share besides; the last tenth is for those with fewer."""
+
     streams_per_connection_max: int = 1000
     """Concurrent requests on one HTTP/2 connection (SETTINGS_MAX_CONCURRENT_STREAMS)."""
 

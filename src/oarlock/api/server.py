@@ -71,6 +71,8 @@ class ApiServer:
         self.addresses: list[str] = []
         """The URLs that are listened on, with the ports that were chosen for port 0."""
 
+        self._from: dict[object, str] = {}  # the host of every connection
+        self._hosts: dict[str, int] = {}  # and how many each has
         self._sniffers: set[_Sniffer] = set()
         self._http2: set[Http2Connection] = set()
         self._http1: set[Http1Guard] = set()
@@ -212,6 +214,7 @@ class ApiServer:
         if isinstance(connection, GrpcConnection):
             self._with_deadlines.discard(connection)
             self._taking_turns.pop(connection, None)
+        self._left(connection)
         self._closed_one()
 
     def http1_opened(self, guard: Http1Guard) -> None:
@@ -219,18 +222,46 @@ class ApiServer:
 
     def http1_closed(self, guard: Http1Guard) -> None:
         self._http1.discard(guard)
+        self._left(guard)
         self._closed_one()
 
-    def sniffer_opened(self, sniffer: _Sniffer) -> bool:
-        """Whether there is room for one more connection."""
+    def sniffer_opened(self, sniffer: _Sniffer, host: str) -> bool:
+        """Whether there is room for one more connection, from this host."""
         if self._closing or self.connections >= self.limits.connections_max:
+            self.abuse("connections")
+            return False
+        if self.connections * 2 >= self.limits.connections_max and self._has_its_share(host):
+            self.abuse("host")
             return False
         self._sniffers.add(sniffer)
+        self._from[sniffer] = host
+        self._hosts[host] = self._hosts.get(host, 0) + 1
         return True
+
+    def _has_its_share(self, host: str) -> bool:
+        """Whether this host has as many connections as every one could have, were all alike. The last tenth is for
+        those that have few."""
+        own, most = self._hosts.get(host, 0), self.limits.connections_max
+        if own < self.limits.connections_light_max:
+            return False
+        others = len(self._hosts) + (host not in self._hosts)
+        return own >= most // others or self.connections * 10 >= most * 9
+
+    def sniffer_became(self, sniffer: _Sniffer, protocol: asyncio.Protocol) -> None:
+        """What the connection speaks is known: `protocol` has it from now on."""
+        self._from[protocol] = self._from.pop(sniffer, "")
 
     def sniffer_done(self, sniffer: _Sniffer) -> None:
         self._sniffers.discard(sniffer)
+        self._left(sniffer)
         self._closed_one()
+
+    def _left(self, protocol: object) -> None:
+        host = self._from.pop(protocol, None)
+        if host is not None:
+            self._hosts[host] = left = self._hosts.get(host, 1) - 1
+            if left <= 0:
+                del self._hosts[host]
 
     def _closed_one(self) -> None:
         if self._closing and not self.connections:
@@ -281,8 +312,9 @@ class _Sniffer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
-        if not self._server.sniffer_opened(self):
-            self._server.abuse("connections")
+        name = transport.get_extra_info("peername")
+        host = str(name[0]) if isinstance(name, tuple) and name else ""
+        if not self._server.sniffer_opened(self, host):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -300,6 +332,7 @@ class _Sniffer(asyncio.Protocol):
         transport = self._transport
         assert transport is not None
         buffer, self._buffer = self._buffer, b""
+        self._server.sniffer_became(self, protocol)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         self._server.sniffer_done(self)

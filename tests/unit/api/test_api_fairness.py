@@ -52,6 +52,9 @@ class _Transport(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return 0
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """The test hands bytes over to whoever it likes."""
+
 
 class Client:
     """One connection whose bytes the test hands over itself."""
@@ -339,3 +342,40 @@ def test_pings_at_a_decent_pace(run: Any, serving: Any, engine: str) -> None:
             assert served.refused("pings") == 0
 
     run(work())
+
+
+def test_one_host_does_not_take_all_connections() -> None:
+    async def work(server: ApiServer, served: list[str]) -> None:
+        opened: dict[str, list[Any]] = {}
+
+        def connect(host: str) -> bool:
+            sniffer, transport = server._accept(), _Transport(host)
+            sniffer.connection_made(transport)
+            if not transport.closed:
+                opened.setdefault(host, []).append(sniffer)
+            return not transport.closed
+
+        def leave(host: str, count: int) -> None:
+            for _ in range(count):
+                opened[host].pop().connection_lost(None)
+
+        taken = sum(connect("greedy") for _ in range(200))
+        assert taken == 90, "the last tenth is for others"
+        assert all(connect("a") for _ in range(4)) and all(connect("b") for _ in range(4)), "few are always served"
+        assert not connect("greedy")
+        leave("greedy", 40)
+        assert server._hosts == {"greedy": 50, "a": 4, "b": 4}
+        assert not connect("greedy"), "it has more than its third"
+        leave("greedy", 20)
+        assert connect("greedy")
+        # What a connection turns out to speak is no way around.
+        sniffer = opened["a"].pop()
+        sniffer.data_received(PREFACE + SETTINGS)
+        assert server._hosts["a"] == 4 and server.open_connections == 1
+        next(iter(server._http2)).connection_lost(None)
+        assert server._hosts["a"] == 3
+        for host, sniffers in opened.items():
+            leave(host, len(sniffers))
+        assert not server._hosts and not server._from
+
+    asyncio.run(_with_server(work, connections_max=100, connections_light_max=5))

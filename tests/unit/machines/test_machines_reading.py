@@ -197,6 +197,23 @@ def test_the_past_is_not_purged_while_it_is_read() -> None:
     machine.validate()
 
 
+def test_a_transaction_is_not_refused_for_what_is_compacted_meanwhile() -> None:
+    filled = Filled(KvMachine.in_memory())
+    machine = filled.machine
+    request = Txn([Compare(1, 1, b"k", 1, b"l")], [Range(b"k00001", revision=KEYS // 2)])
+    once = machine.read(request)
+    assert isinstance(once, Reading)
+    expected = once.whole()
+    assert isinstance(expected, TxnResult)
+
+    def meanwhile() -> None:
+        if machine.compact_revision < 0:
+            filled(Compact(machine.revision))
+
+    result, steps = run(machine.read(request), meanwhile)
+    assert steps > 3 and result == expected
+
+
 def test_a_replaced_state_is_read_again() -> None:
     filled = Filled(KvMachine.in_memory())
     machine = filled.machine

@@ -229,6 +229,7 @@ class Reading(Stepped["RangeResult | TxnResult"]):
     def __init__(self, source: Source, request: Range | Txn, now: int = 0, bytes_max: int = 0) -> None:
         self._request = request
         self._fixed = bool(now)
+        self._compacted = source.compact_revision  # then; what is compacted meanwhile can be read on
         self._bytes_max = bytes_max or RANGE_BYTES_MAX
         super().__init__(source, now)
 
@@ -257,6 +258,7 @@ class Reading(Stepped["RangeResult | TxnResult"]):
         self.begun = True
         if not self._fixed:
             self._now = source.revision
+        self._compacted = source.compact_revision
         if isinstance(request, Range):
             self._refuse(request.revision, in_txn=False)
             self._oldest = request.revision if request.revision > 0 else self._oldest
@@ -274,7 +276,7 @@ class Reading(Stepped["RangeResult | TxnResult"]):
         """Outside of transactions a negative revision is the present; there etcd compares it like any other."""
         if at > self._now:
             raise _Refusal(KvError.FUTURE_REVISION)
-        if (at > 0 or (in_txn and at)) and at < self._source.compact_revision:
+        if (at > 0 or (in_txn and at)) and at < self._compacted:
             raise _Refusal(KvError.COMPACTED)
 
     def _txn(self, txn: Txn, path: Iterator[bool]) -> Steps[TxnResult]:
