@@ -214,9 +214,11 @@ class LogWriter:
         self._end_if_done()
 
     def _fail(self, error: BaseException) -> None:
+        if self._failed:
+            return
         self._failed = True
         self._waiting = []
-        self._on_error(error)
+        self._loop.call_soon(self._on_error, error)  # whoever put something is in the middle of a turn
         self._end_if_done()
 
     def _note(self) -> None:

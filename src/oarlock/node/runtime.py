@@ -71,6 +71,7 @@ log = logging.getLogger(__name__)
 
 GROUP: Final = 0  # the one group of a node
 WAITING_EVENTS_MAX: Final = 64  # events from which nothing follows by themselves; one more makes a turn
+ANSWERS_FLUSHED: Final = 16  # so many leave at a time: who has one goes on while the others are still being written
 STALL_HOPS: Final = 3  # loop iterations that a turn after a stall gives the sockets to be read first
 DISK_WINDOW_S: Final = 1.0
 TIDY_ENTRIES: Final = 2_000  # compacted changes that are freed once a second besides those freed along with entries
@@ -719,15 +720,7 @@ class Node:
         metrics.turns += 1
         metrics.events += len(events)
         try:
-            effects = self.member.handle(events, now)
-            self._perform(effects)
-            self.transport.flush()
-            if self._persists:
-                # Only now: the log's thread wants the interpreter as soon as it wakes, and what peers and clients wait
-                # for should be on its way by then.
-                self._run_flushes()
-                persists, self._persists = self._persists, []
-                self._log_writer.put(persists)
+            self._carry_out(self.member.handle(events, now, self._carry_out))
         except Exception as error:  # a bug, of ours or of the state machine: the member stops here (house rule)
             metrics.apply_failures += 1
             log.exception("turn failed node=%x group=%d term=%d", self.member_id, GROUP, self.member.raft.current_term)
@@ -742,6 +735,14 @@ class Node:
         self._arm(end)
         if self._drained is not None and not self._waiters and not self._drained.done():
             self._drained.set_result(None)
+
+    def _carry_out(self, effects: list[ev.MemberEffect]) -> None:
+        """Perform, and let nothing that it puts out wait for the rest of the turn."""
+        self._perform(effects)
+        self.transport.flush()
+        if self._persists:
+            persists, self._persists = self._persists, []
+            self._log_writer.put(persists)
 
     def _run_flushes(self) -> None:
         while self._flushes:
@@ -796,6 +797,8 @@ class Node:
                 for result in effect.results:
                     waiters.pop(number)(result)
                     number += 1
+                    if not number % ANSWERS_FLUSHED:
+                        self._run_flushes()
             elif kind is ev.ReadsReady:
                 assert isinstance(effect, ev.ReadsReady)
                 for token in effect.tokens:

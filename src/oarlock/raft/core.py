@@ -478,8 +478,8 @@ class Raft:
             request = self._reads.ask(self._now)
             confirmed = self._reads.asked_confirmed
             self._send(self.leader_id, ReadIndex(term=self.current_term, request=request, confirmed=confirmed))
-        self._emit_apply()
         self._durability.emit(self._effects, self._hard_state())
+        self._emit_apply()  # last: nobody else has to wait until it is done
 
     # ------------------------------------------------------------------ sending
 

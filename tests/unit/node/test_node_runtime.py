@@ -15,12 +15,13 @@ from tests.support.member_group import ListMachine
 
 from oarlock.errors import DiskFull, ProposalDropped, RaftError, StorageError, SyncFailed
 from oarlock.node.replica import Member, MemberLimits
+from oarlock.node.replica.batch import encode_batch, encode_group
 from oarlock.node.replica.directory import encode_record
-from oarlock.node.runtime import DISK_WINDOWS_SICK, Node
+from oarlock.node.runtime import ANSWERS_FLUSHED, DISK_WINDOWS_SICK, Node
 from oarlock.node.snapshot_files import SnapshotFiles
 from oarlock.raft.config import RaftConfig
-from oarlock.raft.messages import Heartbeat, RequestVote, RequestVoteReply
-from oarlock.raft.types import Configuration, HardState, MemberInfo, SnapshotMeta
+from oarlock.raft.messages import AppendEntries, AppendEntriesReply, Heartbeat, RequestVote, RequestVoteReply
+from oarlock.raft.types import Configuration, Entry, EntryKind, HardState, MemberInfo, SnapshotMeta
 from oarlock.transport.handshake import Hello, LocalIdentity, PeerAddress
 
 MS = 1_000_000
@@ -331,3 +332,61 @@ def test_members_that_were_removed_are_not_let_in_and_strangers_are() -> None:
         assert [(p.id, p.name, p.urls) for p in bench.peers.peers][1] == (2, "m2", ("http://p2:1",))
 
     run(test)
+
+
+def test_what_others_wait_for_is_on_its_way_before_committed_entries_are_executed() -> None:
+    """Messages and the sync of new entries must not wait until the machine has executed the last ones."""
+
+    async def test(bench: Bench) -> None:
+        bench.peers.receive(
+            2, AppendEntries(term=1, prev_log_index=0, prev_log_term=0, commit_index=0, entries=entries(1))
+        )  # fmt: skip
+        await until(lambda: bench.peers.of(AppendEntriesReply))
+        seen: list[tuple[bool, int]] = []
+        apply = bench.machine.apply
+
+        def watched(*arguments: Any) -> Any:
+            seen.append((bench.node._log_writer._thread.idle, bench.peers.flushes))
+            return apply(*arguments)
+
+        bench.machine.apply = watched  # type: ignore[method-assign]
+        appended, flushes = len(bench.log.appended), bench.peers.flushes
+        bench.log.gate.clear()
+        bench.peers.receive(
+            2, AppendEntries(term=1, prev_log_index=1, prev_log_term=1, commit_index=1, entries=entries(2))
+        )  # fmt: skip
+        await until(lambda: seen)
+        assert seen[0][1] > flushes and not seen[0][0], "messages and the sync came after it"
+        bench.log.gate.set()
+        await until(lambda: len(bench.log.appended) == appended + 1)
+
+    def entries(index: int) -> tuple[Entry, ...]:
+        payload = encode_batch(1, [encode_group(2, 1, index, [b"x%d" % index])])
+        return (Entry(1, index, EntryKind.NORMAL, payload),)
+
+    run(test)
+
+
+def test_many_answers_leave_in_portions() -> None:
+    async def test(bench: Bench) -> None:
+        await until(lambda: bench.node.is_leader)
+        written = 0  # and not yet on its way
+        left: list[int] = []
+
+        def flush() -> None:
+            nonlocal written
+            left.append(written)
+            written = 0
+
+        def done(result: object) -> None:
+            nonlocal written
+            if not written:
+                bench.node.flush_soon(flush)
+            written += 1
+
+        for _ in range(3 * ANSWERS_FLUSHED):
+            bench.node.propose(b"x", done)
+        await until(lambda: sum(left) == 3 * ANSWERS_FLUSHED)
+        assert max(left) <= ANSWERS_FLUSHED, "the first waited for the last"
+
+    run(test, (1,))

@@ -375,16 +375,23 @@ class Member:
 
     # ------------------------------------------------------------------ the step
 
-    def handle(self, events: Sequence[MemberEvent], now: int) -> list[MemberEffect]:
+    def handle(
+        self,
+        events: Sequence[MemberEvent],
+        now: int,
+        ahead: Callable[[list[MemberEffect]], None] | None = None,
+    ) -> list[MemberEffect]:
         """Take everything that arrived since the last call; say what to do. `now` never goes back.
+
+        With `ahead`, what is to be done before committed entries are executed is handed to it then, so that messages
+        and syncs are on their way meanwhile; it must not call this member. The rest is returned.
 
         An exception means that the state machine, or this code, is wrong: the member must not go on.
         """
         if self._halted:
             return []
         self._now = now
-        out: list[MemberEffect] = []
-        self._out = out
+        self._out = []
         self._step = []
         for event in events:
             self._take(event)
@@ -394,11 +401,14 @@ class Member:
         while True:
             step, self._step = self._step, []
             for effect in raft.handle(step, now):
+                if ahead is not None and self._out and isinstance(effect, Apply):
+                    out, self._out = self._out, []
+                    ahead(out)
                 self._perform(effect)
             if self.halted:
                 assert self._halt is not None
                 self._fail_everything(Stopped("the member stopped"))
-                out.append(self._halt)
+                self._out.append(self._halt)
                 break
             if raft.is_leader:
                 self._forwarded.lead(raft.current_term)
@@ -415,7 +425,7 @@ class Member:
                 if not self._step:
                     break
         self._expire()
-        self._out = []
+        out, self._out = self._out, []
         return out
 
     def stop(self, error: RaftError | None = None, *, removed: bool = False) -> list[MemberEffect]:
