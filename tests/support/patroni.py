@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import psutil
 import psycopg
+import pytest
 from tests.support.environments import ROOT, environment
 
 from oarlock.cli.local_cluster import free_ports, wait_until
@@ -41,7 +42,8 @@ def postgresql_programs() -> Path:
     if versions:
         return versions[-1].parent
     found = shutil.which("initdb")
-    assert found is not None, "PostgreSQL is not installed (Debian: apt-get install postgresql)"
+    if found is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     return Path(found).resolve().parent
 
 
