@@ -30,6 +30,7 @@ from oarlock.node.runtime import Node as RuntimeNode
 from oarlock.raft.types import MemberRole
 from oarlock.storage.real_disk import RealDisk
 from oarlock.storage.wal import WriteAheadLog
+from oarlock.transport.peers import Transport
 from oarlock.transport.roster import NoRoster, ask_anyone
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ CLOSE_ALONE_S: Final = 1.0
 """How long closing waits for answers from a group that gives none."""
 
 JOIN_RETRY_S: Final = 0.2
+PEERS_TOLD_MAX: Final = 3
 READY_POLL_S: Final = 0.02
 LEADER_POLL_S: Final = 0.05
 ANNOUNCE_RETRY_S: Final = 0.5
@@ -114,8 +116,18 @@ class Engine:
         except TimeoutError:
             raise NoLeader(
                 f"node {self.name!r} has found no leader within {timeout:g} s: are a majority of "
-                f"{', '.join(sorted(self.options.peers))} running, and do they reach each other?"
+                f"{', '.join(sorted(self.options.peers))} running, and do they reach each other?{self._why_alone()}"
             ) from None
+
+    def _why_alone(self) -> str:
+        """What the last attempts to reach the others have met."""
+        transport = self.node.transport
+        known = [
+            f"{peer.name or f'{peer.id:x}'}: {peer.last_error}"
+            for peer in (transport.stats() if isinstance(transport, Transport) else {}).values()
+            if peer.last_error and not peer.connected
+        ]
+        return f" Last heard of {'; of '.join(known[:PEERS_TOLD_MAX])}" if known else ""
 
     @property
     def is_leader(self) -> bool:

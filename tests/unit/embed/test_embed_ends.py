@@ -18,7 +18,18 @@ from typing import Any
 
 import pytest
 
-from oarlock import ConfigurationError, Node, Outcome, RaftError, StateMachine, Unencodable, command, query, sync
+from oarlock import (
+    ConfigurationError,
+    Node,
+    NoLeader,
+    Outcome,
+    RaftError,
+    StateMachine,
+    Unencodable,
+    command,
+    query,
+    sync,
+)
 from oarlock.embed.collections import ReplicatedDict, ReplicatedQueue
 from oarlock.embed.locks import Barrier, Lock, Semaphore
 from oarlock.embed.tools import RateLimiter
@@ -392,3 +403,21 @@ async def test_a_turn_that_its_caller_does_not_take_is_the_next_ones() -> None:
     session.give_back(first[1])
     await asyncio.wait(waiting, timeout=30)
     assert [task.cancelled() for task in waiting] == [True, False, False]
+
+
+async def test_why_there_is_no_leader_is_said_to_the_caller(tmp_path: Path, free_addresses: FREE) -> None:
+    """A library configures no logging, so what the log says of lists of peers that differ nobody would see."""
+    first, second, third = free_addresses(3)
+    whole = {"n1": first, "n2": second, "n3": third}
+    async with (
+        Node(Parts(), "n1", peers=whole, data_dir=tmp_path / "1") as one,
+        Node(Parts(), "n2", peers={"n1": first, "n2": second}, data_dir=tmp_path / "2"),
+    ):
+        async with asyncio.timeout(60):
+            while True:
+                with pytest.raises(NoLeader, match=r"are a majority of n1, n2, n3 running") as error:
+                    await one.ready(0.3)
+                if "n2: it refused us" in str(error.value) and "check the peer URLs, the initial cluster" in str(
+                    error.value
+                ):
+                    break
