@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.msgpack import Ext
 
@@ -81,6 +81,10 @@ def same(first: Any, second: Any) -> bool:
     return True
 
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@UNHURRIED
 @given(VALUES)
 def test_every_value_comes_back_as_it_was(value: Any) -> None:
     data = CODEC.encode(value)
@@ -176,6 +180,7 @@ def test_a_class_may_gain_and_lose_fields() -> None:
     assert vars(back) == {"name": "a", "colour": "none"}
 
 
+@UNHURRIED
 @given(st.binary(max_size=60))
 def test_any_bytes_are_decoded_or_refused(data: bytes) -> None:
     try:
@@ -184,6 +189,7 @@ def test_any_bytes_are_decoded_or_refused(data: bytes) -> None:
         pass
 
 
+@UNHURRIED
 @given(VALUES, st.data())
 def test_damaged_bytes_are_decoded_or_refused(value: Any, data: st.DataObject) -> None:
     encoded = bytearray(CODEC.encode(value))
