@@ -451,14 +451,18 @@ class Oracle:
         """Who asked this member for a PreVote in this turn, and when it heard a leader."""
         watched.asked.clear()
         heard = bool(watched.led_term)
+        several: set[NodeId] = set()
         for event in events:
             if isinstance(event, MessageReceived):
                 message = event.message
                 if isinstance(message, RequestVote):
-                    if message.pre_vote:
+                    if message.pre_vote and event.sender in watched.asked:
+                        several.add(event.sender)  # which of them an answer is to cannot be told
+                    elif message.pre_vote:
                         watched.asked[event.sender] = message
                 elif isinstance(message, AppendEntries | Heartbeat | InstallSnapshot):
                     heard = heard or message.term >= watched.term
+        watched.asked = {node: message for node, message in watched.asked.items() if node not in several}
         watched.term = process.core.current_term
         if heard:
             watched.contact = process.clock.read(process.world.now)
