@@ -70,7 +70,8 @@ _ERROR: Final = re.compile(r"^(oarlock/\S+\.py):\d+: error: (.*)$", re.MULTILINE
 def obstacle(source: str) -> str:
     """Why mypyc must not compile a module, or "". Found by reading it, because some of it would compile, and then do
     something else: the options of a class (`class Put(msgspec.Struct, tag=1)`) are dropped without a word, and a name
-    that two `except` clauses of a function give to different errors has the type of the first in both."""
+    that two `except` clauses of a function give to different errors has the type of the first in both. An `except`
+    clause that takes the name of a parameter ends the compiler."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
@@ -85,10 +86,14 @@ def obstacle(source: str) -> str:
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             if isinstance(node, ast.AsyncFunctionDef) and any(isinstance(n, ast.Yield) for n in _own_nodes(node)):
                 return f"{node.name} is an asynchronous generator"
+            given = node.args
+            parameters = {a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
             caught: dict[str, str] = {}
             for handler in _own_nodes(node):
                 if isinstance(handler, ast.ExceptHandler) and handler.name and handler.type:
                     kind = ast.unparse(handler.type)
+                    if handler.name in parameters:
+                        return f"{node.name} gives the name of its parameter {handler.name!r} to {kind}"
                     if caught.setdefault(handler.name, kind) != kind:
                         return f"{node.name} gives {handler.name!r} to {caught[handler.name]} and to {kind}"
     return ""

@@ -17,7 +17,8 @@ HOT = (
     "raft/core.py", "raft/log.py", "raft/progress.py", "raft/quorum.py", "raft/messages.py", "raft/events.py",
     "node/runtime.py", "node/replica/member.py", "node/replica/pending.py", "storage/records.py", "storage/wal.py",
     "storage/sim_disk.py", "machines/lmdb_store.py", "machines/kv/machine.py", "machines/kv/encoding.py",
-    "wire/frames.py", "api/etcd/codec.py", "api/etcd/service.py", "api/grpc/connection.py", "api/grpc/call.py",
+    "wire/frames.py", "api/etcd/codec.py", "api/etcd/service.py", "api/etcd/access.py",
+    "api/etcd/reads.py", "api/grpc/connection.py", "api/grpc/call.py",
     "api/http2/connection.py",
     "api/http2/own_engine.py", "api/http2/header_blocks.py",
     "sim/world/world.py", "sim/world/process.py", "sim/world/oracle.py",
@@ -52,6 +53,7 @@ def test_what_matters_is_compiled(tool: ModuleType) -> None:
             "def f():\n    try:\n        g()\n    except A as e:\n        pass\n    except B as e:\n        pass\n",
             "'e'",
         ),
+        ("def f(e):\n    try:\n        g()\n    except A as e:\n        pass\n", "parameter 'e'"),
     ],
 )
 def test_what_mypyc_would_get_wrong_is_kept_out(tool: ModuleType, source: str, word: str) -> None:

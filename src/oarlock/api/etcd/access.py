@@ -89,8 +89,8 @@ class Access:
             if self.auth.enabled:
                 self._must(row, call, message)
             handler(call, message)
-        except Exception as error:  # the outer edge of a call: it ends here, the connection goes on
-            call.fail_for(error)
+        except Exception as failure:  # the outer edge of a call: it ends here, the connection goes on
+            call.fail_for(failure)
 
     async def _stream(self, row: rights.Row | None, handler: StreamHandler, call: StreamCall) -> None:
         # No stream that is asked here says in its messages who may have it.

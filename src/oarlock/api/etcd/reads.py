@@ -157,7 +157,7 @@ def finish(begin: Callable[[], Stepped[T] | Refused]) -> Steps[tuple[T | Refused
             assert reading.result is not None
             return reading.result, reading.spent
         except StateReplaced:
-            continue  # by a later state, which is as good
+            pass  # by a later state, which is as good: begin again
         finally:
             reading.close()
 
