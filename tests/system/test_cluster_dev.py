@@ -117,8 +117,7 @@ def test_servers_are_shown_and_go_on_in_their_directory(tmp_path: Path) -> None:
             rows = event["members"] if event["event"] == "status" else []
             return any((row["name"], row["role"], row["exit_code"]) == (leader["name"], "down", -9) for row in rows)
 
-        until(shows_the_dead)
-        until(has_leader)
+        until(lambda event: shows_the_dead(event) and has_leader(event))  # at each change: both may be one
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert not any(map(alive, pids))

@@ -144,8 +144,25 @@ def test_replicate_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     first, development, retried = blocks("tutorial/replicate-an-object.md")
     frame = f"{development}\nasync with node:\n    {retried.strip()}\n"
     names: dict[str, Any] = {"__name__": "page"}
-    exec(first.partition("asyncio.run(")[0], names)
+    exec(first.partition("if __name__")[0], names)
     assert asyncio.run(run(frame, names))["total"] == 5
+
+
+def test_find_members_by_dns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """how-to/find-members-by-dns.md: the node as the page makes it; tests/unit/test_discovery.py has the nameservers."""
+    monkeypatch.chdir(tmp_path)
+
+    class Counter(StateMachine):
+        def __init__(self) -> None:
+            self.value = 0
+
+        @command
+        def add(self) -> None:
+            self.value += 1
+
+    [text] = blocks("how-to/find-members-by-dns.md")
+    names = asyncio.run(run(text, {"Node": Node, "Counter": Counter}))
+    assert isinstance(names["node"], Node)
 
 
 def test_test_an_object(tmp_path: Path) -> None:
