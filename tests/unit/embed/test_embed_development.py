@@ -15,7 +15,8 @@ from oarlock.embed.hashseed import SecondProcess
 from oarlock.machines.base import Context
 from oarlock.machines.objects.machine import ObjectMachine
 
-TEXT = " ".join(f"word{n}" for n in range(40))  # forty words: two hash seeds agree on which is first once in forty
+TEXT = " ".join(f"word{n}" for n in range(40))
+"""Forty words: two hash seeds agree on which is first once in forty, and tests try several lists of other words."""
 
 
 def machine_of(root: object) -> tuple[ObjectMachine, SecondProcess]:
@@ -32,7 +33,7 @@ def test_the_order_of_a_set_within_a_command_is_found() -> None:
     for method, text in ((Words.any_of, "gave"), (Words.kept, "the state is another one")):
         machine, second = machine_of(Words())
         for index in range(1, 9):  # eight entries, as two seeds may agree on one
-            apply(machine, index, machine.encode_call("", method, (f"{TEXT} {index}",), {}))
+            apply(machine, index, machine.encode_call("", method, (TEXT.replace("word", f"word{index}-"),), {}))
         second.close()
         assert text in second.found and method.name in second.found, second.found
         with pytest.raises(NotDeterministic, match="use a dict, or sorted"):
@@ -81,7 +82,7 @@ async def test_the_node_stops_or_says_so_when_it_closes(tmp_path: Path) -> None:
     with pytest.raises(NotDeterministic, match=r"any_of\(.* gave .* in one process and"):
         async with Node(Words(), data_dir=tmp_path / "n1", development=True, timeout=30) as node:
             for number in range(8):
-                await node.machine.any_of(f"{TEXT} {number}")
+                await node.machine.any_of(TEXT.replace("word", f"word{number}-"))
     async with Node(Words(), data_dir=tmp_path / "n2", development=True, timeout=30) as node:
         assert await node.machine.in_order(TEXT) == "word0"
         async with node.machine.lock:
@@ -101,7 +102,7 @@ async def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout)
     async with Node(Words(), data_dir=sys.argv[1], development=True, timeout=30) as node:
         for number in range(8):
-            await node.machine.any_of(sys.argv[2] + str(number))
+            await node.machine.any_of(sys.argv[2].replace("word", f"word{number}-"))
 
 """
 
