@@ -149,7 +149,7 @@ def test_replicate_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_find_members_by_dns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """how-to/find-members-by-dns.md: the node as the page makes it; tests/unit/test_discovery.py has the nameservers."""
+    """how-to/find-members-by-dns.md: the node as the page makes it; test_discovery.py has the nameservers."""
     monkeypatch.chdir(tmp_path)
 
     class Counter(StateMachine):
