@@ -261,7 +261,7 @@ class Model:
             old = self.work.get(op.key)
             self.wrote = True
             value = old.value if old and op.ignore_value else op.value if not op.ignore_value else b""
-            lease = old.lease if old and op.ignore_lease else op.lease
+            lease = op.lease if not op.ignore_lease else old.lease if old else 0  # the transaction may have deleted it
             if old:
                 self.work[op.key] = replace(old, mod=new, version=old.version + 1, value=value, lease=lease)
             else:
