@@ -11,11 +11,12 @@ import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from oarlock.errors import ConfigurationError
@@ -194,7 +195,10 @@ def issue_client(directory: str, user: str, days: int) -> tuple[str, str]:
 
 
 def _issued_by(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    return x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())  # type: ignore[arg-type]
+    key = cast(
+        CertificateIssuerPublicKeyTypes, authority.public_key()
+    )  # it signs: no kind that cannot is an authority's
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
 
 
 def _write_crl(

@@ -46,7 +46,7 @@ STATUS_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 10.0
 READY_SECONDS: Final = 120.0  # of a busy machine; Ctrl-C ends the wait
 LINE_CHARS_MAX: Final = 4_000
-_PLACEHOLDER: Final = re.compile(r"\{(name|peers|address|data_dir)\}")
+_FIELDS: Final = re.compile(r"\{(name|peers|address|data_dir)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def _row(member: MemberProcess) -> Row:
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
-    return _PLACEHOLDER.sub(lambda found: values[found[1]], text)
+    return _FIELDS.sub(lambda found: values[found[1]], text)
 
 
 class Copies:

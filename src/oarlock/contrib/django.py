@@ -157,7 +157,8 @@ class OarlockCache(BaseCache):
 
         if self._change(key, version, more) is None:
             raise ValueError(f"Key {key!r} not found")
-        return result  # type: ignore[no-any-return]
+        counted: int = result
+        return counted
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         names = {self._name(key, version): key for key in keys}
